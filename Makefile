@@ -1,0 +1,94 @@
+# `make` lists the targets.
+
+# the one place that holds the version
+VERSION := $(shell sed -n 's/^version: *//p' metadata.yaml)
+IMAGE   := xregion/xregion:v$(VERSION)
+TARGET  := x86_64-unknown-linux-gnu
+# the lab's cache, outside the work tree
+CACHE   := $(or $(XREGION_LAB_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME)/xregion-lab,$(HOME)/.cache/xregion-lab))
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+KUBEVELA  := v1.10.9
+VELA      := $(CACHE)/bin/vela-$(KUBEVELA)
+VELA_MOD  := tests/lab/components/kubevela
+# as the lab builds it, so that Go compiles nothing twice
+GO_ENV    := GOFLAGS="-buildvcs=false -mod=readonly" GOWORK=off CGO_ENABLED=0
+DENY      := 0.20.2
+CARGO_DENY := $(CACHE)/bin/cargo-deny-$(DENY)
+# vela wants a kubeconfig it can load, even for what needs no cluster
+OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
+
+ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
+  $(wildcard addon/resources/*.cue) $(wildcard definitions/*.cue)
+
+.PHONY: help image addon stage demo demo-down test test-unit test-cue test-e2e bench lint lab-up lab-down clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: image addon ## the whole story on a lab of its own: region, join, workload (as root, about 10 minutes when cold)
+	cargo run --locked -p xregion-lab --bin demo -- up
+
+demo-down: ## delete the demo's Applications in order, then the lab
+	cargo run --locked -p xregion-lab --bin demo -- down
+
+image: dist/xregion-image.tar ## the image: xregion and vela, as dist/xregion-image.tar
+
+addon: stage $(VELA) ## the addon: dist/xregion, packaged and indexed in dist/registry
+	hack/registry.sh $(VELA) $(VERSION)
+
+test: test-unit test-cue test-e2e ## every test, the end-to-end ones on a lab (as root)
+
+test-unit: ## unit, property and mock-API tests
+	cargo test --locked -p xregion
+	cargo test --locked -p xregion-lab --lib --bins
+
+test-cue: stage ## definitions and addon, evaluated by KubeVela's own code
+	cd tests/cue && $(GO_ENV) go test -count=1 ./...
+
+test-e2e: image addon ## end to end through the vela CLI, on a lab (as root)
+	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
+
+bench: image addon ## measure against the article by hand; writes target/bench/report.json (as root)
+	cargo bench --locked -p xregion-lab
+
+lint: $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO_DENY) --locked --workspace check bans licenses sources
+	$(OFFLINE) $(VELA) def vet definitions/
+	cd tests/cue && test -z "$$(gofmt -l . | tee /dev/stderr)" && $(GO_ENV) go vet ./...
+
+lab-up: ## start the lab (as root)
+	cargo run --locked -p xregion-lab --bin lab -- up
+
+lab-down: ## stop the lab and remove all it made
+	cargo run --locked -p xregion-lab --bin lab -- down
+
+clean: ## remove dist and target; caches stay
+	rm -rf dist target
+
+# the CLI that joins run and that packages the addon
+$(VELA): $(VELA_MOD)/go.mod $(VELA_MOD)/go.sum
+	cd $(VELA_MOD) && $(GO_ENV) go build -o $@ \
+	  -ldflags '-s -w -X github.com/oam-dev/kubevela/version.VelaVersion=$(KUBEVELA)' github.com/oam-dev/kubevela/references/cmd/cli
+	touch $@
+
+$(CARGO_DENY):
+	cargo install --locked --root $(CACHE)/cargo-deny-$(DENY) cargo-deny@$(DENY)
+	mkdir -p $(@D) && mv $(CACHE)/cargo-deny-$(DENY)/bin/cargo-deny $@ && rm -r $(CACHE)/cargo-deny-$(DENY)
+
+# static without musl, so that FROM scratch is enough
+dist/xregion-image.tar: Containerfile metadata.yaml Cargo.toml Cargo.lock $(shell find src -name '*.rs') $(VELA)
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET) --bin xregion
+	rm -rf dist/image && mkdir -p dist/image
+	ln $(VELA) dist/image/vela || cp $(VELA) dist/image/vela
+	cp $(CARGO_TARGET_DIR)/$(TARGET)/release/xregion dist/image/
+	hack/image.sh $(IMAGE) dist/image $@
+
+# Only what an addon consists of, in a directory called like it: KubeVela packs all it finds and matches names by prefix.
+stage: $(ADDON_SOURCES)
+	rm -rf dist/xregion && mkdir -p dist/xregion/resources dist/xregion/definitions
+	cp metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue dist/xregion/
+	cp addon/resources/*.cue dist/xregion/resources/
+	for f in definitions/*.cue; do sed -e 's#xregion/xregion:v0\.0\.0#$(IMAGE)#' -e 's#version: "0\.0\.0"#version: "$(VERSION)"#' $$f > dist/xregion/$$f; done

@@ -1,0 +1,216 @@
+//! The addresses of upstream names, kept up to date: every name is looked up by a task of its own, so none delays another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ResolveHosts, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{RData, RecordType};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::model::names::DnsName;
+
+/// A TTL is honoured between these: below, lookups would never pause; above, a moved API server would be missed for too long.
+const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long after a failure a name is tried again.
+const RETRY: Duration = Duration::from_secs(3);
+/// How long a lookup may take, retries included.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How many lookups run at once: a zone that does not answer must not use up the agent's files.
+const LOOKUPS: usize = 256;
+
+/// What DNS said of a name.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Known {
+    /// The last good addresses, in an order of their own: DNS servers rotate answers.
+    addresses: Vec<IpAddr>,
+    /// Why the last lookup failed, if it did.
+    failure: Option<String>,
+}
+
+impl Known {
+    /// The addresses to use, or why there are none.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, String> {
+        match &self.failure {
+            Some(failure) if self.addresses.is_empty() => Err(failure.clone()),
+            _ => Ok(self.addresses.clone()),
+        }
+    }
+
+    /// Takes an answer: a failure leaves the last good addresses in use.
+    pub fn learn(&mut self, answer: Result<Vec<IpAddr>, String>) {
+        self.failure = None;
+        match answer {
+            Ok(mut addresses) => {
+                addresses.sort_unstable();
+                addresses.dedup();
+                self.addresses = addresses;
+            }
+            Err(failure) => self.failure = Some(failure),
+        }
+    }
+}
+
+/// The names in use.
+pub(super) struct Names {
+    resolver: TokioResolver,
+    permits: Arc<Semaphore>,
+    lookups: JoinSet<()>,
+    wanted: BTreeMap<DnsName, AbortHandle>,
+    known: BTreeMap<DnsName, Known>,
+    sender: mpsc::Sender<(DnsName, Answer)>,
+    answers: mpsc::Receiver<(DnsName, Answer)>,
+}
+
+/// Addresses and how long they are good for, or what went wrong.
+type Answer = Result<(Vec<IpAddr>, Duration), String>;
+
+/// The options lookups are made with.
+pub(super) fn options(options: &mut ResolverOpts) {
+    // A name's task knows when to ask again; a cache in between would only add its own idea of time.
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.timeout = Duration::from_secs(2);
+    options.attempts = 1;
+}
+
+impl Names {
+    /// Looks names up with `resolver`.
+    pub fn new(resolver: TokioResolver) -> Self {
+        let permits = Arc::new(Semaphore::new(LOOKUPS));
+        let (wanted, known) = (BTreeMap::new(), BTreeMap::new());
+        let (sender, answers) = mpsc::channel(LOOKUPS);
+        Self { resolver, permits, lookups: JoinSet::new(), wanted, known, sender, answers }
+    }
+
+    /// What is known of the names.
+    pub fn known(&self) -> &BTreeMap<DnsName, Known> {
+        &self.known
+    }
+
+    /// Sets the names to look up from now on.
+    pub fn want(&mut self, names: BTreeSet<DnsName>) {
+        while self.lookups.try_join_next().is_some() {}
+        for (_, lookup) in self.wanted.extract_if(.., |name, _| !names.contains(name)) {
+            lookup.abort();
+        }
+        self.known.retain(|name, _| names.contains(name));
+        for name in names {
+            let (resolver, permits, sender) = (&self.resolver, &self.permits, &self.sender);
+            self.wanted.entry(name).or_insert_with_key(|name| {
+                self.lookups.spawn(follow(name.clone(), resolver.clone(), permits.clone(), sender.clone()))
+            });
+        }
+    }
+
+    /// Waits for an answer that changes what is known. Nothing is lost when this is cancelled.
+    pub async fn changed(&mut self) {
+        while let Some((name, answer)) = self.answers.recv().await {
+            if !self.wanted.contains_key(&name) {
+                continue;
+            }
+            let before = self.known.get(&name).cloned();
+            let known = self.known.entry(name.clone()).or_default();
+            known.learn(answer.map(|(addresses, _)| addresses));
+            if before.as_ref() == Some(known) {
+                continue;
+            }
+            match &known.failure {
+                Some(failure) => tracing::warn!(%name, failure, last_good = ?known.addresses, "name not resolved"),
+                None => tracing::info!(%name, addresses = ?known.addresses, "name resolved"),
+            }
+            return;
+        }
+    }
+}
+
+/// Looks a name up again and again, as its answers allow.
+async fn follow(name: DnsName, resolver: TokioResolver, permits: Arc<Semaphore>, answers: mpsc::Sender<(DnsName, Answer)>) {
+    while let Ok(permit) = permits.acquire().await {
+        let answer = look_up(&resolver, &name).await;
+        drop(permit);
+        let pause = pause(&answer);
+        if answers.send((name.clone(), answer)).await.is_err() {
+            return;
+        }
+        sleep(pause).await;
+    }
+}
+
+fn pause(answer: &Answer) -> Duration {
+    answer.as_ref().map_or(RETRY, |(_, ttl)| (*ttl).clamp(TTL.0, TTL.1))
+}
+
+async fn look_up(resolver: &TokioResolver, name: &DnsName) -> Answer {
+    // The dot at the end makes the name absolute: a search domain could lead anywhere.
+    let absolute = format!("{name}.");
+    let both = async { tokio::join!(resolver.lookup(&*absolute, RecordType::A), resolver.lookup(&*absolute, RecordType::AAAA)) };
+    match timeout(PATIENCE, both).await {
+        Ok((v4, v6)) => combine(v4, v6).map(|(addresses, ttl)| (usable(addresses), ttl)),
+        Err(_) => Err(explain(&NetError::Timeout)),
+    }
+}
+
+/// One family suffices; of two failures the one that is no plain "there is none" says more.
+fn combine(v4: Result<Lookup, NetError>, v6: Result<Lookup, NetError>) -> Answer {
+    let mut failure = None;
+    let (mut addresses, mut ttl) = (Vec::new(), Duration::MAX);
+    for family in [v4, v6] {
+        match family {
+            Ok(lookup) => {
+                for record in lookup.answers() {
+                    ttl = ttl.min(Duration::from_secs(record.ttl.into()));
+                    match &record.data {
+                        RData::A(v4) => addresses.push(v4.0.into()),
+                        RData::AAAA(v6) => addresses.push(v6.0.into()),
+                        _ => {}
+                    }
+                }
+            }
+            Err(error) if failure.is_none() || !error.is_no_records_found() => failure = Some(error),
+            Err(_) => {}
+        }
+    }
+    match failure {
+        _ if !addresses.is_empty() => Ok((addresses, ttl)),
+        Some(error) => Err(explain(&error)),
+        None => Err(NO_ADDRESS.into()),
+    }
+}
+
+const NO_ADDRESS: &str = "the name has no address in the region's DNS";
+
+fn explain(error: &NetError) -> String {
+    let code = match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code == ResponseCode::NXDomain => {
+            return "no such name in the region's DNS (NXDOMAIN)".into();
+        }
+        NetError::Dns(DnsError::NoRecordsFound(_)) => return NO_ADDRESS.into(),
+        NetError::Timeout => return format!("the region's DNS did not answer within {} s", PATIENCE.as_secs()),
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => "SERVFAIL".into(),
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => "REFUSED".into(),
+        other => other.to_string(),
+    };
+    format!("the region's DNS failed: {code}")
+}
+
+/// The addresses this host has a route to, as `getaddrinfo` prefers them: a pod without IPv6 must not try IPv6 addresses.
+fn usable(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let has_route = |address: &&IpAddr| {
+        let any = if address.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        // Connecting a UDP socket sends nothing, it only chooses a route.
+        UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((**address, 9))).is_ok()
+    };
+    let with_route: Vec<_> = addresses.iter().filter(has_route).copied().collect();
+    if with_route.is_empty() { addresses } else { with_route }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Mutex;
+
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Message;
+use hickory_resolver::proto::rr::Record;
+
+use super::*;
+
+/// What the server in these tests says of a name.
+#[derive(Clone)]
+enum Says {
+    Addresses(u32, Vec<&'static str>),
+    Code(ResponseCode),
+    Nothing,
+}
+
+type Zone = Arc<Mutex<BTreeMap<&'static str, Says>>>;
+
+/// A DNS server on loopback; it answers from `zone` until the test ends.
+fn server(zone: Zone) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let question = query.queries[0].clone();
+            let name = question.name().to_string();
+            let mut answer = Message::response(query.id, query.op_code);
+            answer.add_query(question.clone());
+            match zone.lock().unwrap().get(name.as_str()).cloned().unwrap_or(Says::Code(ResponseCode::NXDomain)) {
+                Says::Nothing => continue,
+                Says::Code(code) => answer.metadata.response_code = code,
+                Says::Addresses(ttl, addresses) => {
+                    let addresses = addresses.into_iter().map(|address| RData::from(address.parse::<IpAddr>().unwrap()));
+                    let fitting = addresses.filter(|data| data.record_type() == question.query_type());
+                    answer.add_answers(fitting.map(|data| Record::from_rdata(question.name().clone(), ttl, data)));
+                }
+            }
+            socket.send_to(&answer.to_vec().unwrap(), from).unwrap();
+        }
+    });
+    address
+}
+
+fn names(zone: &[(&'static str, Says)]) -> (Names, Zone) {
+    let zone: Zone = Arc::new(Mutex::new(zone.iter().cloned().collect()));
+    let server = server(zone.clone());
+    let mut connection = ConnectionConfig::udp();
+    connection.port = server.port();
+    let servers = vec![NameServerConfig::new(server.ip(), true, vec![connection])];
+    // A search domain that would answer anything: it must not be asked.
+    let search = vec!["search.example.".parse().unwrap()];
+    let config = ResolverConfig::from_parts(None, search, servers);
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    options(builder.options_mut());
+    (Names::new(builder.build().unwrap()), zone)
+}
+
+fn wanted(names: &[&str]) -> BTreeSet<DnsName> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+async fn until<T>(names: &mut Names, what: &str, done: impl Fn(&Names) -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(value) = done(names) {
+                return value;
+            }
+            names.changed().await;
+        }
+    };
+    timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("waited 10 s for {what}"))
+}
+
+fn addresses(names: &Names, name: &str) -> Option<Result<Vec<String>, String>> {
+    let known = names.known().get(&name.parse().unwrap())?;
+    Some(known.addresses().map(|all| all.iter().map(ToString::to_string).collect()))
+}
+
+#[tokio::test]
+async fn each_failure_is_told_apart_and_none_delays_another_name() {
+    let code = Says::Code;
+    let (mut names, _zone) = names(&[
+        ("good.example.", Says::Addresses(60, vec!["127.0.0.3", "127.0.0.2"])),
+        ("six.example.", Says::Addresses(60, vec!["::1"])),
+        ("empty.example.", Says::Addresses(60, vec![])),
+        ("broken.example.", code(ResponseCode::ServFail)),
+        ("silent.example.", Says::Nothing),
+        ("short.search.example.", Says::Addresses(60, vec!["127.0.0.9"])),
+    ]);
+    let all = ["good.example", "six.example", "empty.example", "broken.example", "silent.example", "gone.example", "short"];
+    names.want(wanted(&all));
+    let start = std::time::Instant::now();
+    until(&mut names, "the good name", |names| addresses(names, "good.example")).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+
+    until(&mut names, "all answers", |names| (names.known().len() == all.len()).then_some(())).await;
+    for (name, want) in [
+        ("good.example", Ok(vec!["127.0.0.2", "127.0.0.3"])),
+        ("six.example", Ok(vec!["::1"])),
+        ("empty.example", Err("has no address")),
+        ("broken.example", Err("SERVFAIL")),
+        ("silent.example", Err("did not answer within 5 s")),
+        ("gone.example", Err("NXDOMAIN")),
+        ("short", Err("NXDOMAIN")),
+    ] {
+        match (addresses(&names, name).unwrap(), want) {
+            (Err(error), Err(part)) => assert!(error.contains(part), "{name}: {error}"),
+            (found, want) => {
+                let want = want.map(|all| all.into_iter().map(str::to_owned).collect::<Vec<_>>()).map_err(str::to_owned);
+                assert_eq!(found, want, "{name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_follows_its_ttl_and_the_last_good_one_survives_a_failure() {
+    let (mut names, zone) = names(&[("api.example.", Says::Addresses(1, vec!["127.0.0.2"]))]);
+    let says = |answer| zone.lock().unwrap().insert("api.example.", answer);
+    names.want(wanted(&["api.example"]));
+    until(&mut names, "an address", |names| addresses(names, "api.example")).await.unwrap();
+
+    says(Says::Addresses(1, vec!["127.0.0.7"]));
+    let start = std::time::Instant::now();
+    let moved = |names: &Names| (addresses(names, "api.example")? == Ok(vec!["127.0.0.7".into()])).then_some(());
+    until(&mut names, "the new address", moved).await;
+    assert!(start.elapsed() < Duration::from_secs(3), "TTL + 2 s: {:?}", start.elapsed());
+
+    says(Says::Code(ResponseCode::NXDomain));
+    let failed = |names: &Names| names.known().values().next()?.failure.clone();
+    assert!(until(&mut names, "the failure", failed).await.contains("NXDOMAIN"));
+    assert_eq!(moved(&names), Some(()));
+
+    names.want(BTreeSet::new());
+    assert!(names.known().is_empty() && names.wanted.is_empty());
+}
+
+#[test]
+fn when_a_name_is_looked_up_again() {
+    for (answer, seconds) in [
+        (Ok((vec![], Duration::ZERO)), 1),
+        (Ok((vec![], Duration::from_secs(7))), 7),
+        (Ok((vec![], Duration::from_secs(86400))), 60),
+        (Err(String::new()), 3),
+    ] {
+        assert_eq!(pause(&answer).as_secs(), seconds);
+    }
+}

@@ -1,0 +1,129 @@
+//! The joined clusters: Secrets in `vela-system` that cluster-gateway reads, with xregion's record in their annotations.
+
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::Api;
+use serde_json::json;
+
+use super::{Hub, call};
+use crate::error::{Failure, Kind, Result};
+use crate::model::membership::{CREDENTIAL_TYPE, Membership};
+use crate::model::names::{ClusterName, NAMESPACE};
+
+/// How long a cluster may take to say who it is, when that is asked only to compare.
+const IDENTITY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// A cluster's Secret.
+#[derive(Clone)]
+pub struct JoinedCluster {
+    secret: Secret,
+}
+
+impl JoinedCluster {
+    /// The address cluster-gateway connects to.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.data("endpoint").and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
+
+    /// A value of the Secret's data.
+    pub fn data(&self, key: &str) -> Option<&[u8]> {
+        self.secret.data.as_ref().and_then(|data: &BTreeMap<String, ByteString>| data.get(key)).map(|bytes| bytes.0.as_slice())
+    }
+
+    /// A label's value.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.secret.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str)
+    }
+
+    /// What xregion recorded about how it was joined, if it was joined so.
+    pub fn membership(&self) -> Option<Membership> {
+        self.secret.metadata.annotations.as_ref().and_then(Membership::from_annotations)
+    }
+
+    fn name(&self) -> &str {
+        self.secret.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+impl Hub {
+    /// The cluster joined under a name, if there is one.
+    ///
+    /// # Errors
+    /// A Secret of that name exists and is no cluster: joining over it would fail at the very end, in `vela`.
+    pub async fn cluster(&self, name: &ClusterName) -> Result<Option<JoinedCluster>> {
+        let Some(secret) = call(&format!("read Secret {NAMESPACE}/{name}"), self.secrets().get_opt(name.as_str())).await? else {
+            return Ok(None);
+        };
+        let cluster = JoinedCluster { secret };
+        if cluster.label(CREDENTIAL_TYPE).is_none() {
+            return Err(Failure::new(
+                Kind::NameTaken,
+                format!("Secret {NAMESPACE}/{name} exists and is no cluster, and KubeVela keeps a cluster in the Secret of its name"),
+                "choose another name for the cluster, or rename that Secret",
+            ));
+        }
+        Ok(Some(cluster))
+    }
+
+    /// The UID of the namespace `kube-system` of a joined cluster, as seen through the gateway now.
+    pub async fn identity_through_gateway(&self, name: &ClusterName) -> Result<String> {
+        let namespaces: Api<Namespace> = Api::all(self.through_gateway(name)?);
+        let silent = |why: String| Failure::new(Kind::NotReachable, format!("cluster {name} does not answer through the gateway: {why}"), format!("vela cluster probe {name}"));
+        let system = tokio::time::timeout(IDENTITY_TIMEOUT, namespaces.get("kube-system"))
+            .await
+            .map_err(|_| silent(format!("nothing within {} s", IDENTITY_TIMEOUT.as_secs())))?
+            .map_err(|error| match error {
+                kube::Error::Api(status) => silent(status.message),
+                error => silent(super::root_cause(&error)),
+            })?;
+        Ok(system.metadata.uid.unwrap_or_default())
+    }
+
+    /// The name under which a cluster other than `except` with this identity is joined already.
+    ///
+    /// Clusters that xregion did not join are asked; one that doesn't answer can't be told and is passed over.
+    pub async fn name_of(&self, identity: &str, except: &ClusterName) -> Result<Option<String>> {
+        let clusters = call("list the joined clusters", self.secrets().list(&ListParams::default().labels(CREDENTIAL_TYPE))).await?;
+        let others = clusters.items.into_iter().map(|secret| JoinedCluster { secret }).filter(|cluster| cluster.name() != except.as_str());
+        let identities = join_all(others.map(|cluster| async move {
+            let known = cluster.membership().map(|membership| membership.identity);
+            let identity = match (known, cluster.name().parse()) {
+                (Some(known), _) => Some(known),
+                (None, Ok(name)) => self.identity_through_gateway(&name).await.ok(),
+                (None, Err(_)) => None,
+            };
+            (cluster.name().to_owned(), identity)
+        }))
+        .await;
+        Ok(identities.into_iter().find(|(_, other)| other.as_deref() == Some(identity)).map(|(name, _)| name))
+    }
+
+    /// Writes xregion's record onto a cluster's Secret.
+    pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<()> {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": membership.to_annotations()}}));
+        call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch)).await?;
+        Ok(())
+    }
+
+    /// Puts a cluster's Secret back to what it was: as `before`, or gone.
+    pub async fn restore(&self, name: &ClusterName, before: Option<&JoinedCluster>) -> Result<()> {
+        let what = format!("restore Secret {NAMESPACE}/{name}");
+        match (before, call(&what, self.secrets().get_opt(name.as_str())).await?) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => call(&what, self.secrets().delete(name.as_str(), &Default::default())).await.map(drop),
+            (Some(before), now) => {
+                let mut secret = before.secret.clone();
+                secret.metadata.managed_fields = None;
+                secret.metadata.resource_version = now.as_ref().and_then(|secret| secret.metadata.resource_version.clone());
+                match now {
+                    Some(_) => call(&what, self.secrets().replace(name.as_str(), &PostParams::default(), &secret)).await.map(drop),
+                    None => call(&what, self.secrets().create(&PostParams::default(), &secret)).await.map(drop),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A Lease on the hub by which one join at a time changes the gateway, for itself and for those that wait.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::Api;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::{Hub, call};
+use crate::error::{Failure, Kind, Result};
+use crate::model::names::NAMESPACE;
+
+const NAME: &str = "xregion-gateway";
+/// After so long without renewal the holder is taken for dead.
+const DURATION_SECONDS: i32 = 15;
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// The right to change the gateway, held until it is released or its process ends.
+pub struct GatewayLock {
+    leases: Api<Lease>,
+    holder: String,
+    renewal: JoinHandle<()>,
+}
+
+impl Hub {
+    /// Waits for the right to change the gateway; `holder` is a name nobody else uses.
+    pub async fn lock_gateway(&self, holder: &str) -> Result<GatewayLock> {
+        let leases: Api<Lease> = Api::namespaced(self.client(), NAMESPACE);
+        while !take(&leases, holder).await? {
+            sleep(ASK_EVERY).await;
+        }
+        let renewal = tokio::spawn(renew(leases.clone(), holder.to_owned()));
+        Ok(GatewayLock { leases, holder: holder.to_owned(), renewal })
+    }
+}
+
+impl GatewayLock {
+    /// Gives the right to the next one at once.
+    pub async fn release(self) {
+        self.renewal.abort();
+        let Ok(Some(mut lease)) = self.leases.get_opt(NAME).await else { return };
+        if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&self.holder)) {
+            spec.holder_identity = None;
+            // The next one waits for the Lease to run out if this fails.
+            if let Err(error) = self.leases.replace(NAME, &PostParams::default(), &lease).await {
+                tracing::debug!(%error, "the gateway's Lease was not released");
+            }
+        }
+    }
+}
+
+impl Drop for GatewayLock {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+async fn renew(leases: Api<Lease>, holder: String) {
+    loop {
+        sleep(RENEW_EVERY).await;
+        if let Err(failure) = take(&leases, &holder).await {
+            tracing::warn!(%failure, "the gateway's Lease was not renewed");
+        }
+    }
+}
+
+/// Takes or renews the Lease; false while somebody else holds it.
+async fn take(leases: &Api<Lease>, holder: &str) -> Result<bool> {
+    let what = format!("take Lease {NAMESPACE}/{NAME}");
+    let found = call(&what, leases.get_opt(NAME)).await?;
+    let now = Timestamp::now();
+    let spec = found.as_ref().and_then(|lease| lease.spec.as_ref());
+    if !may_take(spec, holder, now) {
+        return Ok(false);
+    }
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(NAME.into()),
+            namespace: Some(NAMESPACE.into()),
+            resource_version: found.as_ref().and_then(|lease| lease.metadata.resource_version.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(DURATION_SECONDS),
+            renew_time: Some(MicroTime(now)),
+            ..LeaseSpec::default()
+        }),
+    };
+    let params = PostParams::default();
+    let written = match found {
+        Some(_) => leases.replace(NAME, &params, &lease).await,
+        None => leases.create(&params, &lease).await,
+    };
+    match written {
+        Ok(_) => Ok(true),
+        // Somebody was faster.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => call(&what, async { Err::<bool, _>(error) }).await,
+    }
+}
+
+fn may_take(spec: Option<&LeaseSpec>, holder: &str, now: Timestamp) -> bool {
+    let Some(spec) = spec else { return true };
+    let duration = SignedDuration::from_secs(i64::from(spec.lease_duration_seconds.unwrap_or(DURATION_SECONDS)));
+    match (spec.holder_identity.as_deref(), &spec.renew_time) {
+        (None | Some(""), _) => true,
+        (Some(current), _) if current == holder => true,
+        (Some(_), Some(MicroTime(renewed))) => renewed.checked_add(duration).is_ok_and(|end| end < now),
+        (Some(_), None) => true,
+    }
+}
+
+/// A name for this process that no other one has: its pod's, or the machine's with its process id.
+pub fn holder_name() -> Result<String> {
+    let host = nix::unistd::gethostname().map_err(|error| Failure::new(Kind::Unexpected, format!("no host name: {error}"), "report this"))?;
+    Ok(format!("{}-{}", host.to_string_lossy(), std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_taken_when_it_is_free_ours_or_run_out() {
+        let now = Timestamp::now();
+        let spec = |holder: &str, age: i64| LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(15),
+            renew_time: Some(MicroTime(now - SignedDuration::from_secs(age))),
+            ..LeaseSpec::default()
+        };
+        for (holder, age, want) in [("me", 1, true), ("other", 1, false), ("other", 16, true), ("", 1, true)] {
+            assert_eq!(may_take(Some(&spec(holder, age)), "me", now), want, "{holder} {age}");
+        }
+        assert!(may_take(None, "me", now));
+    }
+}

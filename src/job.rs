@@ -1,0 +1,200 @@
+//! A join from a shell: the same Job that the workflow step runs, made, followed and cleaned up from afar.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::error::{Failure, Kind, Result};
+use crate::hub::{Hub, OPT_IN, call};
+use crate::join::{Joined, Order, Source};
+use crate::model::names::{NAMESPACE, short_hash};
+
+/// ConfigMap of the addon with the Job's manifest, complete but for name, arguments and deadline.
+const TEMPLATE: &str = "xregion-job";
+const TEMPLATE_KEY: &str = "job.json";
+/// Key of the kubeconfig in the Secret that goes with the Job.
+const SECRET_KEY: &str = "kubeconfig";
+/// How much longer than the join's own deadline the Job may take: it undoes what it did.
+const GRACE: Duration = Duration::from_secs(30);
+const ASK_EVERY: Duration = Duration::from_millis(300);
+
+/// Runs the join as a Job on the hub and follows it. Whatever ends this, the Job and its kubeconfig do not stay behind.
+pub async fn join(hub: &Hub, order: &Order, timeout: Duration) -> Result<Joined> {
+    let remote = Remote::start(hub, order, timeout).await?;
+    let outcome = tokio::select! {
+        outcome = remote.follow(timeout) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(Kind::Interrupted, "interrupted", "the Job on the hub undoes what it did")),
+    };
+    remote.remove().await;
+    outcome
+}
+
+struct Remote {
+    name: String,
+    jobs: Api<Job>,
+    maps: Api<ConfigMap>,
+    pods: Api<Pod>,
+    secrets: Api<Secret>,
+}
+
+impl Remote {
+    async fn start(hub: &Hub, order: &Order, timeout: Duration) -> Result<Self> {
+        let client = hub.client();
+        let this = Self {
+            name: format!("xregion-join-{}", short_hash(&format!("{}/{}", order.cluster, jiff::Timestamp::now()), 12)),
+            jobs: Api::namespaced(client.clone(), NAMESPACE),
+            maps: Api::namespaced(client.clone(), NAMESPACE),
+            pods: Api::namespaced(client.clone(), NAMESPACE),
+            secrets: Api::namespaced(client, NAMESPACE),
+        };
+        let template = this.template().await?;
+        let (secret, key) = match &order.source {
+            Source::Secret { name, key } => (name.clone(), key.clone()),
+            Source::Read(_) => (this.name.clone(), SECRET_KEY.to_owned()),
+        };
+        let mut job = template;
+        job["metadata"]["name"] = json!(this.name);
+        job["metadata"]["namespace"] = json!(NAMESPACE);
+        job["spec"]["activeDeadlineSeconds"] = json!((timeout + GRACE).as_secs());
+        job["spec"]["template"]["spec"]["containers"][0]["args"] = json!(arguments(order, &secret, &key, timeout));
+        // It starts when its kubeconfig is there, which must belong to it to go with it.
+        job["spec"]["suspend"] = json!(true);
+        let job: Job = serde_json::from_value(job).map_err(|error| no_template(&format!("it is no Job: {error}")))?;
+        let created = call(&format!("create Job {NAMESPACE}/{}", this.name), this.jobs.create(&PostParams::default(), &job)).await?;
+        let started = async {
+            if let Source::Read(access) = &order.source {
+                let text = access.flattened(order.cluster.as_str());
+                this.put_secret(&created, text.expose_secret()).await?;
+            }
+            let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
+            call(&format!("start Job {NAMESPACE}/{}", this.name), this.jobs.patch(&this.name, &PatchParams::default(), &resume)).await
+        };
+        if let Err(failure) = started.await {
+            this.remove().await;
+            return Err(failure);
+        }
+        Ok(this)
+    }
+
+    async fn template(&self) -> Result<Value> {
+        let found = call(&format!("read ConfigMap {NAMESPACE}/{TEMPLATE}"), self.maps.get_opt(TEMPLATE)).await?;
+        let text = found.and_then(|map| map.data).and_then(|mut data| data.remove(TEMPLATE_KEY)).ok_or_else(|| no_template("it does not exist"))?;
+        serde_json::from_str(&text).map_err(|error| no_template(&error.to_string()))
+    }
+
+    async fn put_secret(&self, job: &Job, text: &str) -> Result<()> {
+        let secret: Secret = serde_json::from_value(json!({
+            "metadata": {
+                "name": self.name,
+                "labels": {OPT_IN: "true"},
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": self.name, "uid": job.uid()}],
+            },
+            "stringData": {SECRET_KEY: text},
+        }))
+        .map_err(|_| Failure::new(Kind::Unexpected, "the kubeconfig's Secret could not be made", "report this"))?;
+        call(&format!("create Secret {NAMESPACE}/{}", self.name), self.secrets.create(&PostParams::default(), &secret)).await.map(drop)
+    }
+
+    async fn follow(&self, timeout: Duration) -> Result<Joined> {
+        let start = Instant::now();
+        let mut told = String::new();
+        loop {
+            let map = call("read the Job's progress", self.maps.get_opt(&self.name)).await?;
+            let job = call("read the Job", self.jobs.get(&self.name)).await?;
+            let data = map.and_then(|map| map.data).unwrap_or_default();
+            let text = match data.get("message") {
+                Some(message) => message.clone(),
+                None => self.waiting_for().await?,
+            };
+            if text != told {
+                tracing::info!("{text}");
+                told = text;
+            }
+            let status = job.status.unwrap_or_default();
+            if status.succeeded.unwrap_or(0) > 0 {
+                return Joined::from_outputs(&data).ok_or_else(|| {
+                    Failure::new(Kind::Unexpected, "the Job's result can't be read", "let the addon and this program be of the same version")
+                });
+            }
+            if let Some(condition) = status.conditions.iter().flatten().find(|c| c.type_ == "Failed" && c.status == "True") {
+                return Err(self.failure(condition.message.as_deref().unwrap_or_default(), &data).await);
+            }
+            if start.elapsed() > timeout + GRACE * 2 {
+                return Err(Failure::new(Kind::Timeout, format!("the Job on the hub did not end: {told}"), "look at it with kubectl -n vela-system describe job"));
+            }
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn pod(&self) -> Result<Option<Pod>> {
+        let params = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={}", self.name));
+        Ok(call("read the Job's pod", self.pods.list(&params)).await?.items.pop())
+    }
+
+    async fn waiting_for(&self) -> Result<String> {
+        let pod = self.pod().await?;
+        let states = pod.and_then(|pod| pod.status).and_then(|status| status.container_statuses).unwrap_or_default();
+        let reason = states.first().and_then(|status| status.state.as_ref()?.waiting.as_ref()?.reason.clone());
+        Ok(match reason {
+            Some(reason) => format!("waiting for the Job's pod on the hub: {reason}"),
+            None => "waiting for the Job's pod on the hub".to_owned(),
+        })
+    }
+
+    /// The failure that the Job's process ended with: its kind by the exit code, its cause and hint as it told them.
+    async fn failure(&self, condition: &str, told: &BTreeMap<String, String>) -> Failure {
+        let states = match self.pod().await {
+            Ok(pod) => pod.and_then(|pod| pod.status).and_then(|status| status.container_statuses).unwrap_or_default(),
+            Err(failure) => return failure,
+        };
+        let end = states.first().and_then(|status| status.state.as_ref()?.terminated.clone());
+        let kind = end.as_ref().and_then(|end| Kind::ALL.iter().copied().find(|kind| i32::from(kind.exit_code()) == end.exit_code));
+        match (kind, told.get("cause"), told.get("hint"), end.and_then(|end| end.message)) {
+            (Some(kind), Some(cause), Some(hint), _) => Failure::new(kind, cause, hint),
+            (Some(kind), _, _, Some(words)) => Failure::new(kind, words.trim(), "see above"),
+            _ => Failure::new(
+                Kind::Unexpected,
+                format!("the Job on the hub failed: {condition}"),
+                format!("look at its events: kubectl -n {NAMESPACE} get events"),
+            ),
+        }
+    }
+
+    /// Removes the Job and all that belongs to it. Its process is asked to end first and undoes what it did.
+    async fn remove(&self) {
+        if let Err(failure) = call("remove the Job", self.jobs.delete(&self.name, &DeleteParams::foreground())).await {
+            tracing::warn!(%failure, job = self.name, "the Job is still on the hub");
+        }
+    }
+}
+
+fn no_template(why: &str) -> Failure {
+    Failure::new(
+        Kind::AddonMissing,
+        format!("ConfigMap {NAMESPACE}/{TEMPLATE} on the hub can't be used: {why}"),
+        "enable the addon there: vela addon enable xregion",
+    )
+}
+
+/// The command line of the Job. Every field of the order is in it: a new one must find its place here.
+fn arguments(order: &Order, secret: &str, key: &str, timeout: Duration) -> Vec<String> {
+    let Order { cluster, region, source: _, labels, node_port, gateway, allow_second_name, vela: _ } = order;
+    let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
+    let mut option = |name: &str, value: String| args.push(format!("--{name}={value}"));
+    option("region", region.to_string());
+    option("secret", secret.to_owned());
+    option("secret-key", key.to_owned());
+    option("timeout", format!("{}s", timeout.as_secs()));
+    labels.iter().for_each(|label| option("label", label.to_string()));
+    node_port.iter().for_each(|port| option("node-port", port.to_string()));
+    gateway.iter().for_each(|gateway| option("gateway", gateway.clone()));
+    args.extend(allow_second_name.then(|| "--allow-second-name".to_owned()));
+    args
+}

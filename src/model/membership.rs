@@ -1,0 +1,90 @@
+//! How a cluster was joined: the hub's own record, in annotations of the cluster's Secret. From it a lost route is rebuilt and
+//! an interrupted leave is finished.
+
+use std::collections::BTreeMap;
+
+use super::names::{ApiHost, ClusterName, DnsName};
+
+/// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
+pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
+/// The version of the record.
+const SCHEMA: &str = "1";
+
+/// A cluster's way and identity.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Membership {
+    /// The region (the proxy cluster's name).
+    pub region: ClusterName,
+    /// The API server as the region sees it.
+    pub upstream: ApiHost,
+    /// Its port.
+    pub upstream_port: u16,
+    /// The host name that leads to the region's nodes on the hub.
+    pub alias: DnsName,
+    /// The node port there.
+    pub node_port: u16,
+    /// UID of the cluster's namespace `kube-system`.
+    pub identity: String,
+}
+
+impl Membership {
+    /// The server that the hub connects to.
+    pub fn endpoint(&self) -> String {
+        format!("https://{}:{}", self.alias, self.node_port)
+    }
+
+    /// The annotations.
+    pub fn to_annotations(&self) -> BTreeMap<String, String> {
+        [
+            ("schema", SCHEMA.to_owned()),
+            ("region", self.region.to_string()),
+            ("upstream", super::kubeconfig::authority_part(&self.upstream.to_string(), self.upstream_port)),
+            ("alias", self.alias.to_string()),
+            ("node-port", self.node_port.to_string()),
+            ("mode", "port".to_owned()),
+            ("identity", self.identity.clone()),
+        ]
+        .map(|(key, value)| (format!("xregion.oam.dev/{key}"), value))
+        .into()
+    }
+
+    /// Reads the annotations; none where the cluster was not joined by a version that writes this schema.
+    pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        let get = |key: &str| annotations.get(&format!("xregion.oam.dev/{key}"));
+        if get("schema")? != SCHEMA {
+            return None;
+        }
+        let (host, port) = get("upstream")?.rsplit_once(':')?;
+        Some(Self {
+            region: get("region")?.parse().ok()?,
+            upstream: host.parse().ok()?,
+            upstream_port: port.parse().ok()?,
+            alias: get("alias")?.parse().ok()?,
+            node_port: get("node-port")?.parse().ok()?,
+            identity: get("identity")?.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_reads_back() {
+        for upstream in ["api.example", "10.0.0.1", "2001:db8::1"] {
+            let membership = Membership {
+                region: "proxy-east".parse().unwrap(),
+                upstream: upstream.parse().unwrap(),
+                upstream_port: 6443,
+                alias: "api.example".parse().unwrap(),
+                node_port: 30001,
+                identity: "uid".into(),
+            };
+            let mut annotations = membership.to_annotations();
+            assert_eq!(Membership::from_annotations(&annotations), Some(membership));
+            annotations.insert("xregion.oam.dev/schema".into(), "2".into());
+            assert_eq!(Membership::from_annotations(&annotations), None);
+        }
+    }
+}

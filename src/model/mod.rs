@@ -1,0 +1,14 @@
+//! The rules, as pure functions over typed values: no client, no clock, no runtime.
+
+pub mod aliases;
+pub mod kubeconfig;
+pub mod labels;
+pub mod membership;
+pub mod names;
+pub mod nginx;
+pub mod nodes;
+pub mod ports;
+pub mod region;
+pub mod report;
+pub mod rollout;
+pub mod route;

@@ -1,0 +1,289 @@
+//! nginx's configuration, rendered from routes for the nginx that is there.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use super::region::Timeouts;
+use super::route::Route;
+
+/// Connections a worker can hold for traffic: a session takes two. nginx's own default of 512 is 256 sessions.
+const CONNECTIONS: usize = 8192;
+/// Workers. They only copy bytes, and with two a reload or a slow accept of one never stops the other.
+const WORKERS: usize = 2;
+/// Open files a worker needs besides connections and listeners: logs, sockets to the master, event queues.
+const OTHER_FILES: u64 = 64;
+/// What paths may hold: they stand unquoted in the configuration.
+const PATH_CHARACTERS: &str = "/._-";
+/// Longest directory: the path of a unix socket below it must fit 107 bytes.
+const LONGEST_DIRECTORY: usize = 80;
+
+/// What `nginx -V` says about a build that matters here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Build {
+    /// Its version, for the log.
+    pub version: String,
+    /// The stream module to load; none: it is built in.
+    pub stream_module: Option<PathBuf>,
+    /// The user its workers change to when it starts as root.
+    pub user: String,
+}
+
+impl Build {
+    /// Reads the output of `nginx -V`.
+    pub fn parse(output: &str) -> Result<Self, String> {
+        let arguments =
+            || output.lines().filter_map(|line| line.strip_prefix("configure arguments:")).flat_map(str::split_whitespace);
+        let value = |key: &str| arguments().find_map(|argument| argument.strip_prefix(key)?.strip_prefix('='));
+        let version = output.lines().find_map(|line| line.strip_prefix("nginx version: ")).unwrap_or("unknown").trim();
+        let modules = || match value("--modules-path") {
+            Some(path) => PathBuf::from(path),
+            None => Path::new(value("--prefix").unwrap_or("/usr/local/nginx")).join("modules"),
+        };
+        let stream_module = match (arguments().any(|argument| argument == "--with-stream"), value("--with-stream")) {
+            (true, _) => None,
+            (false, Some("dynamic")) => Some(modules().join("ngx_stream_module.so")),
+            _ => return Err(format!("{version} has no stream module; use an nginx built with --with-stream")),
+        };
+        Ok(Self { version: version.to_owned(), stream_module, user: value("--user").unwrap_or("nobody").to_owned() })
+    }
+}
+
+/// The process and the machine a configuration is for.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The nginx.
+    pub build: Build,
+    /// The only directory that is written to.
+    pub directory: PathBuf,
+    /// Whether sockets can listen on IPv6.
+    pub ipv6: bool,
+    /// The hard limit of open files.
+    pub open_files: u64,
+    /// The user workers are to run as, where nginx's own choice does not exist.
+    pub user: Option<String>,
+}
+
+/// A route and the addresses its upstream has.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Served {
+    /// The route.
+    pub route: Route,
+    /// The addresses, tried in turn.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Files by their path below a generation's directory.
+pub type Files = BTreeMap<String, String>;
+
+impl Host {
+    /// Checks that a directory's path can stand in a configuration, and that a socket fits below it.
+    pub fn check_directory(directory: &Path) -> Result<(), String> {
+        let fits = directory.is_absolute()
+            && directory.to_str().is_some_and(|path| {
+                path.len() <= LONGEST_DIRECTORY && path.chars().all(|c| c.is_ascii_alphanumeric() || PATH_CHARACTERS.contains(c))
+            });
+        let rule = "use an absolute path of at most 80 letters, digits and any of /._-";
+        if fits { Ok(()) } else { Err(format!("directory {directory:?} can't be used; {rule}")) }
+    }
+
+    /// The socket on which nginx says which generation it serves.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("generation.sock")
+    }
+
+    /// Renders the configuration; equal inputs give equal text, so comparing text tells whether a reload is needed.
+    pub fn render<'a>(&self, timeouts: &Timeouts, served: impl IntoIterator<Item = &'a Served>) -> Files {
+        let mut files: Files = served.into_iter().map(|served| (file_name(&served.route), self.route(served))).collect();
+        let main = self.main(timeouts, files.len());
+        files.insert("nginx.conf".into(), main);
+        files
+    }
+
+    /// The file that makes nginx tell its generation: a reload is over when the socket answers the new one.
+    pub fn generation(&self, generation: u64) -> String {
+        format!("server {{\n    listen unix:{};\n    return {generation};\n}}\n", self.socket().display())
+    }
+
+    fn main(&self, timeouts: &Timeouts, routes: usize) -> String {
+        // A listener occupies a connection in every worker.
+        let connections = CONNECTIONS + routes * if self.ipv6 { 2 } else { 1 } + 1;
+        let open_files = self.open_files.min(connections as u64 + OTHER_FILES);
+        let module = self.build.stream_module.as_ref().map(|path| format!("load_module {};\n", path.display()));
+        let user = self.user.as_ref().map(|user| format!("user {user};\n"));
+        // `worker_shutdown_timeout 0` would mean for ever, and old workers would pile up.
+        let [connect, idle, drain] =
+            [timeouts.connect_seconds, timeouts.idle_seconds, timeouts.drain_seconds].map(|seconds| seconds.max(1));
+        format!(
+            "{module}{user}\
+daemon off;
+master_process on;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+worker_processes {WORKERS};
+worker_rlimit_nofile {open_files};
+worker_shutdown_timeout {drain}s;
+events {{
+    worker_connections {connections};
+}}
+stream {{
+    access_log off;
+    proxy_connect_timeout {connect}s;
+    proxy_timeout {idle}s;
+    proxy_socket_keepalive on;
+    # API clients give up a TLS handshake after 10 s: don't go on trying addresses for nobody
+    proxy_next_upstream_timeout {all}s;
+    include generation.conf;
+    include routes/*.conf;
+}}
+",
+            module = module.unwrap_or_default(),
+            user = user.unwrap_or_default(),
+            directory = self.directory.display(),
+            all = connect.saturating_mul(3),
+        )
+    }
+
+    fn route(&self, Served { route, addresses }: &Served) -> String {
+        let name = label(route);
+        let mut text = format!("# {}, {}:{}\nupstream {name} {{\n", route.cluster, route.host, route.port);
+        for address in addresses {
+            // Without `max_fails=0` nginx sets a failing address aside for 10 s, and once all are it refuses every connection,
+            // also when the API server is back. So each connection tries in turn; DNS says which addresses are still good.
+            let _ = writeln!(text, "    server {} max_fails=0;", SocketAddr::new(*address, route.port));
+        }
+        text.push_str("}\nserver {\n");
+        for listener in ["", "[::]:"].iter().take(if self.ipv6 { 2 } else { 1 }) {
+            // Load balancers and NATs forget a silent connection after minutes; Linux's first keepalive comes after two hours.
+            let _ = writeln!(text, "    listen {listener}{} so_keepalive=60s:15s:4;", route.listen);
+        }
+        let _ = write!(text, "    proxy_pass {name};\n}}\n");
+        text
+    }
+}
+
+/// A cluster's name and its hub's, of `[a-z0-9-]` only. A trial is another route of the cluster; no hub's hash reads so.
+fn label(route: &Route) -> String {
+    format!("{}-{}{}", route.cluster, route.hub.short(), if route.trial { "-trial" } else { "" })
+}
+
+fn file_name(route: &Route) -> String {
+    format!("routes/{}.conf", label(route))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::names::HubId;
+
+    const DEBIAN: &str = "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22 (running with OpenSSL 3.0.19)\nTLS SNI support enabled\n\
+        configure arguments: --with-cc-opt='-g -O2 -fPIC' --prefix=/usr/share/nginx --conf-path=/etc/nginx/nginx.conf \
+        --modules-path=/usr/lib/nginx/modules --with-compat --with-stream_ssl_module --with-mail=dynamic --with-stream=dynamic \
+        --with-stream_geoip_module=dynamic\n";
+    const STOCK: &str = "nginx version: nginx/1.30.4\nbuilt by gcc 14.2.0 (Debian 14.2.0-19)\nTLS SNI support enabled\n\
+        configure arguments: --prefix=/etc/nginx --sbin-path=/usr/sbin/nginx --modules-path=/usr/lib/nginx/modules --user=nginx \
+        --group=nginx --with-compat --with-mail --with-stream --with-stream_realip_module --with-cc-opt='-g -O2 -fPIC'\n";
+
+    fn host() -> Host {
+        let build = Build::parse(STOCK).unwrap();
+        Host { build, directory: "/run/xregion".into(), ipv6: true, open_files: 1 << 20, user: None }
+    }
+
+    fn timeouts() -> Timeouts {
+        Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }
+    }
+
+    fn served(cluster: &str, upstream: &str, addresses: &[&str]) -> Served {
+        let route = Route {
+            trial: false,
+            hub: HubId::new("hub-uid"),
+            cluster: cluster.parse().unwrap(),
+            host: upstream.parse().unwrap(),
+            port: 443,
+            listen: 8000,
+            alias: None,
+            proven_at: None,
+        };
+        Served { route, addresses: addresses.iter().map(|address| address.parse().unwrap()).collect() }
+    }
+
+    #[test]
+    fn builds() {
+        let module = |path: &str| Ok(Some(PathBuf::from(path)));
+        for (output, want) in [
+            (DEBIAN, module("/usr/lib/nginx/modules/ngx_stream_module.so")),
+            (STOCK, Ok(None)),
+            ("configure arguments: --with-stream=dynamic", module("/usr/local/nginx/modules/ngx_stream_module.so")),
+            ("configure arguments: --prefix=/opt/n --with-stream=dynamic", module("/opt/n/modules/ngx_stream_module.so")),
+            ("configure arguments: --with-stream_ssl_module", Err("stream module")),
+            ("", Err("stream module")),
+        ] {
+            let found = Build::parse(output).map(|build| build.stream_module);
+            match (found, want) {
+                (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+                (found, want) => assert_eq!(found, want.map_err(str::to_owned), "{output}"),
+            }
+        }
+        assert_eq!((Build::parse(DEBIAN).unwrap().user, Build::parse(STOCK).unwrap().user), ("nobody".into(), "nginx".into()));
+    }
+
+    #[test]
+    fn a_route_becomes_one_file_named_after_its_cluster() {
+        let files = host().render(&timeouts(), [&served("business-a", "api.example", &["10.80.1.31", "2001:db8::1"])]);
+        let hub = HubId::new("hub-uid").short();
+        let want = "# business-a, api.example:443\nupstream business-a-HUB {\n    server 10.80.1.31:443 max_fails=0;\n    \
+            server [2001:db8::1]:443 max_fails=0;\n}\nserver {\n    listen 8000 so_keepalive=60s:15s:4;\n    \
+            listen [::]:8000 so_keepalive=60s:15s:4;\n    proxy_pass business-a-HUB;\n}\n";
+        assert_eq!(files[&format!("routes/business-a-{hub}.conf")], want.replace("HUB", &hub));
+        assert_eq!(files.len(), 2);
+    }
+
+    #[test]
+    fn a_trial_stands_beside_its_route() {
+        let one = served("business-a", "api.example", &["192.0.2.1"]);
+        let trial = Served { route: Route { trial: true, listen: 8001, ..one.route.clone() }, ..one.clone() };
+        assert_eq!(host().render(&timeouts(), [&one, &trial]).len(), 3);
+    }
+
+    #[test]
+    fn the_main_file_follows_the_build_the_limits_and_the_region() {
+        let stock = host().main(&timeouts(), 1);
+        assert!(!stock.contains("load_module") && !stock.contains("user "), "{stock}");
+        for want in
+            ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8195;"]
+        {
+            assert!(stock.contains(want), "{want}: {stock}");
+        }
+        let tight = Host { build: Build::parse(DEBIAN).unwrap(), open_files: 1024, user: Some("root".into()), ..host() };
+        let text = tight.main(&Timeouts { drain_seconds: 0, ..timeouts() }, 0);
+        assert!(text.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\n"), "{text}");
+        assert!(text.contains("worker_rlimit_nofile 1024;") && text.contains("worker_shutdown_timeout 1s;"), "{text}");
+    }
+
+    #[test]
+    fn directories() {
+        for good in ["/run/xregion", "/tmp/.tmpA1_b-c"] {
+            assert_eq!(Host::check_directory(Path::new(good)), Ok(()));
+        }
+        for bad in ["run", "/run/a b", "/run/a;b", "/run/a{", "/run/$a", "/run/é", &format!("/{}", "x".repeat(80))] {
+            assert!(Host::check_directory(Path::new(bad)).unwrap_err().contains("absolute path"), "{bad}");
+        }
+    }
+
+    proptest! {
+        /// Braces, semicolons and quotes end what they stand in: their number must not depend on the route's text.
+        #[test]
+        fn no_route_can_inject(cluster in ".{0,70}", upstream in ".{0,80}", hub in ".{0,40}", port: u16, address: IpAddr) {
+            let plain = served("a", "b", &["192.0.2.1"]);
+            let (Ok(cluster), Ok(upstream)) = (cluster.parse(), upstream.parse()) else { return Ok(()) };
+            let route = Route { hub: HubId::new(hub), cluster, host: upstream, port, ..plain.route.clone() };
+            let marks = |served: &Served| {
+                host().route(served).chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
+            };
+            prop_assert_eq!(marks(&Served { route, addresses: vec![address] }), marks(&plain));
+        }
+    }
+}

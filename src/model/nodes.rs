@@ -1,0 +1,81 @@
+//! The nodes of a proxy cluster by which the hub enters its region.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::region::Nodes;
+
+/// A node of the proxy cluster with the address the hub uses.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct EntryNode {
+    /// The node's name.
+    pub name: String,
+    /// Its address of the region's address type.
+    pub ip: IpAddr,
+    /// Whether its condition `Ready` is true.
+    pub ready: bool,
+}
+
+/// The nodes that the region's settings choose and that have an address, by name.
+pub fn entry_nodes(nodes: &[Node], settings: &Nodes) -> Vec<EntryNode> {
+    let mut chosen: Vec<_> = nodes.iter().filter_map(|node| entry_node(node, settings)).collect();
+    chosen.sort_unstable();
+    chosen
+}
+
+fn entry_node(node: &Node, settings: &Nodes) -> Option<EntryNode> {
+    let labels = node.metadata.labels.as_ref();
+    if settings.selector.iter().any(|(key, value)| labels.and_then(|labels| labels.get(key)) != Some(value)) {
+        return None;
+    }
+    let status = node.status.as_ref()?;
+    let wanted = settings.address_type.as_str();
+    let ip = status.addresses.iter().flatten().filter(|address| address.type_ == wanted).find_map(|address| address.address.parse().ok())?;
+    let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    Some(EntryNode { name: node.metadata.name.clone()?, ip, ready })
+}
+
+/// The addresses host aliases should lead to: those of ready nodes, and those that are aliased already and whose node still
+/// exists. A node that reboots would else cost a gateway rollout when it goes and another when it returns.
+pub fn aliased_addresses(nodes: &[EntryNode], already: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    nodes.iter().filter(|node| node.ready || already.contains(&node.ip)).map(|node| node.ip).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::region::AddressType;
+    use super::*;
+
+    fn node(name: &str, ready: &str, zone: &str) -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"zone": zone}},
+            "status": {
+                "addresses": [{"type": "Hostname", "address": name}, {"type": "InternalIP", "address": format!("10.0.0.{name}")}],
+                "conditions": [{"type": "Ready", "status": ready}],
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn nodes_are_chosen_by_label_and_have_the_address_asked_for() {
+        let nodes = [node("2", "True", "a"), node("1", "Unknown", "a"), node("3", "True", "b")];
+        let names = |settings: &Nodes| entry_nodes(&nodes, settings).into_iter().map(|n| (n.name, n.ready)).collect::<Vec<_>>();
+        let of = |names: &[(&str, bool)]| names.iter().map(|(n, r)| ((*n).to_owned(), *r)).collect::<Vec<_>>();
+        assert_eq!(names(&Nodes::default()), of(&[("1", false), ("2", true), ("3", true)]));
+        let selector = [("zone".to_owned(), "b".to_owned())].into();
+        assert_eq!(names(&Nodes { selector, ..Nodes::default() }), of(&[("3", true)]));
+        assert_eq!(names(&Nodes { address_type: AddressType::ExternalIP, ..Nodes::default() }), of(&[]));
+    }
+
+    #[test]
+    fn an_aliased_address_stays_until_its_node_is_deleted() {
+        let nodes = entry_nodes(&[node("1", "False", "a"), node("2", "True", "a"), node("4", "False", "a")], &Nodes::default());
+        let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<BTreeSet<IpAddr>>();
+        assert_eq!(aliased_addresses(&nodes, &ips(&["10.0.0.1", "10.0.0.9"])), ips(&["10.0.0.1", "10.0.0.2"]));
+    }
+}

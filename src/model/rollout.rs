@@ -1,0 +1,218 @@
+//! How the gateway's Deployment is changed so that no request fails, and when the change is through.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use serde_json::{Value, json};
+
+use super::aliases::{HostAliases, RECORD, Record};
+use crate::error::{Failure, Kind, Result};
+
+/// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
+const PRE_STOP_SECONDS: u64 = 5;
+/// The gateway's own readiness endpoint; it needs no credentials.
+const READY_PATH: &str = "/readyz";
+
+/// The aliases that a Deployment's pod template has, with xregion's record of them.
+///
+/// # Errors
+/// The record was edited into something that is none.
+pub fn host_aliases(deployment: &Value) -> Result<HostAliases> {
+    let record = match deployment["metadata"]["annotations"][RECORD].as_str() {
+        None => Record::default(),
+        Some(json) => serde_json::from_str(json).map_err(|error| {
+            Failure::new(
+                Kind::Unexpected,
+                format!("the annotation {RECORD} of the gateway's Deployment is no record of host aliases: {error}"),
+                "restore it from a backup, or remove it if no cluster was joined through xregion",
+            )
+        })?,
+    };
+    let entries = deployment["spec"]["template"]["spec"]["hostAliases"].as_array().cloned().unwrap_or_default();
+    Ok(HostAliases { entries, record })
+}
+
+/// The JSON merge patch that brings `deployment` to `wanted`, or none if it is there already.
+///
+/// A change that restarts pods also sees to it that the new pod takes over before the old one goes: `maxUnavailable: 0`, a
+/// readiness probe where the container has none, and a pause before it stops. (Measured at 20 requests a second: the chart's
+/// defaults fail 36 requests, `maxUnavailable: 0` alone 23, with the probe none.) `sleep` says whether the hub's version knows
+/// the sleep action; elsewhere it would be dropped.
+pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Option<Value>> {
+    let now = host_aliases(deployment)?;
+    if now == *wanted {
+        return Ok(None);
+    }
+    let record = serde_json::to_string(&wanted.record).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
+    let mut patch = json!({"metadata": {
+        // Whoever changes the Deployment meanwhile makes this a conflict (409), and the rule is applied anew.
+        "resourceVersion": deployment["metadata"]["resourceVersion"],
+        "annotations": {RECORD: record},
+    }});
+    if now.entries != wanted.entries {
+        let mut pod = json!({"hostAliases": wanted.entries});
+        let template = &deployment["spec"]["template"]["spec"];
+        let containers = smooth_containers(template, sleep);
+        if containers != template["containers"] {
+            pod["containers"] = containers;
+        }
+        patch["spec"] = json!({
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {"spec": pod},
+        });
+    }
+    Ok(Some(patch))
+}
+
+/// The pod's containers (a merge patch replaces lists whole) with probe and pause on the one that serves.
+fn smooth_containers(pod: &Value, sleep: bool) -> Value {
+    let mut containers = pod["containers"].clone();
+    let Some(container) = containers.get_mut(0) else { return containers };
+    if container["readinessProbe"].is_null()
+        && let Some(port) = container["ports"][0]["containerPort"].as_u64()
+    {
+        container["readinessProbe"] = json!({
+            "httpGet": {"path": READY_PATH, "port": port, "scheme": "HTTPS"},
+            "periodSeconds": 1,
+        });
+    }
+    if sleep && container["lifecycle"]["preStop"].is_null() {
+        if container["lifecycle"].is_null() {
+            container["lifecycle"] = json!({});
+        }
+        container["lifecycle"]["preStop"] = json!({"sleep": {"seconds": PRE_STOP_SECONDS}});
+    }
+    containers
+}
+
+/// How far a rollout is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Progress {
+    /// Every pod is new and available, every old one gone.
+    Complete,
+    /// What is waited for.
+    Waiting(String),
+    /// It stopped for good, and why.
+    Stuck(String),
+}
+
+/// Reads a rollout's progress as `kubectl rollout status` does: a status older than the change says nothing.
+pub fn progress(deployment: &Deployment) -> Progress {
+    let Some(status) = &deployment.status else { return Progress::Waiting("the Deployment to be seen".into()) };
+    if status.observed_generation.unwrap_or(0) < deployment.metadata.generation.unwrap_or(0) {
+        return Progress::Waiting("the Deployment's change to be seen".into());
+    }
+    let stuck = status.conditions.iter().flatten().find(|c| c.type_ == "Progressing" && c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+    if let Some(condition) = stuck {
+        return Progress::Stuck(condition.message.clone().unwrap_or_default());
+    }
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let (all, updated, available) =
+        (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0), status.available_replicas.unwrap_or(0));
+    if updated < wanted {
+        return Progress::Waiting(format!("{updated} of {wanted} gateway pods are new"));
+    }
+    if all > updated {
+        return Progress::Waiting(format!("{} old gateway pods are ending", all - updated));
+    }
+    if available < updated {
+        return Progress::Waiting(format!("{available} of {updated} new gateway pods are available"));
+    }
+    Progress::Complete
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment() -> Value {
+        json!({
+            "metadata": {"resourceVersion": "7", "annotations": {"theirs": "kept"}},
+            "spec": {"template": {"spec": {
+                "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["a.example"]}],
+                "containers": [{"name": "gateway", "image": "x", "ports": [{"containerPort": 9443}], "args": ["--unknown-to-us"]}],
+            }}},
+        })
+    }
+
+    fn wanted(deployment: &Value) -> HostAliases {
+        let one = super::super::aliases::Wanted {
+            host: "x.example".parse().unwrap(),
+            cluster: "x".parse().unwrap(),
+            region: "east".parse().unwrap(),
+        };
+        host_aliases(deployment).unwrap().with(&[one], &[("east".to_owned(), ["10.0.0.1".parse().unwrap()].into())].into())
+    }
+
+    /// RFC 7396.
+    fn merge(target: &mut Value, patch: &Value) {
+        let Value::Object(patch) = patch else { return *target = patch.clone() };
+        if !target.is_object() {
+            *target = json!({});
+        }
+        for (key, value) in patch {
+            merge(&mut target[key], value);
+        }
+    }
+
+    #[test]
+    fn the_patch_makes_the_rollout_smooth_and_is_needed_once() {
+        let before = deployment();
+        let wanted = wanted(&before);
+        let patch_json = patch(&before, &wanted, true).unwrap().unwrap();
+        assert_eq!(patch_json["metadata"]["resourceVersion"], "7");
+        let mut after = before.clone();
+        merge(&mut after, &patch_json);
+        let pod = &after["spec"]["template"]["spec"];
+        assert_eq!(pod["hostAliases"][0], before["spec"]["template"]["spec"]["hostAliases"][0]);
+        assert_eq!(pod["hostAliases"][1], json!({"ip": "10.0.0.1", "hostnames": ["x.example"]}));
+        assert_eq!(pod["containers"][0]["args"], json!(["--unknown-to-us"]));
+        assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": 9443, "scheme": "HTTPS"}));
+        assert_eq!(pod["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": 5}}}));
+        assert_eq!(after["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
+        assert_eq!(after["metadata"]["annotations"]["theirs"], "kept");
+        assert_eq!(patch(&after, &wanted, true).unwrap(), None);
+        // What the container has of its own stays.
+        after["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {}});
+        let back = patch(&after, &host_aliases(&before).unwrap(), true).unwrap().unwrap();
+        assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
+    }
+
+    #[test]
+    fn a_second_cluster_behind_one_name_restarts_nothing() {
+        let mut deployment = deployment();
+        let first = wanted(&deployment);
+        let patch_json = patch(&deployment, &first, false).unwrap().unwrap();
+        assert_eq!(patch_json["spec"]["template"]["spec"]["containers"][0].get("lifecycle"), None);
+        merge(&mut deployment, &patch_json);
+        let second = super::super::aliases::Wanted {
+            host: "x.example".parse().unwrap(),
+            cluster: "y".parse().unwrap(),
+            region: "east".parse().unwrap(),
+        };
+        let both = first.with(&[second], &Default::default());
+        assert_eq!(patch(&deployment, &both, false).unwrap().unwrap().get("spec"), None);
+    }
+
+    #[test]
+    fn a_rollout_is_complete_when_kubectl_says_so() {
+        let of = |generation: i64, observed: i64, replicas: [i32; 3], reason: &str| {
+            progress(
+                &serde_json::from_value(json!({
+                    "metadata": {"generation": generation},
+                    "spec": {"replicas": 1, "selector": {}, "template": {}},
+                    "status": {
+                        "observedGeneration": observed, "replicas": replicas[0], "updatedReplicas": replicas[1], "availableReplicas": replicas[2],
+                        "conditions": [{"type": "Progressing", "status": "False", "reason": reason, "message": "timed out"}],
+                    },
+                }))
+                .unwrap(),
+            )
+        };
+        let waiting = |text: &str| Progress::Waiting(text.into());
+        assert_eq!(of(2, 1, [1, 1, 1], ""), waiting("the Deployment's change to be seen"));
+        assert_eq!(of(2, 2, [1, 0, 1], ""), waiting("0 of 1 gateway pods are new"));
+        assert_eq!(of(2, 2, [2, 1, 1], ""), waiting("1 old gateway pods are ending"));
+        assert_eq!(of(2, 2, [1, 1, 0], ""), waiting("0 of 1 new gateway pods are available"));
+        assert_eq!(of(2, 2, [1, 1, 1], ""), Progress::Complete);
+        assert_eq!(of(2, 2, [1, 0, 1], "ProgressDeadlineExceeded"), Progress::Stuck("timed out".into()));
+    }
+}

@@ -1,0 +1,125 @@
+//! A region's API (the proxy cluster's), reached through the hub's cluster-gateway.
+
+pub mod routes;
+pub mod service;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt as _};
+
+use crate::error::{Failure, Kind, Result};
+use crate::hub::{Hub, root_cause};
+use crate::model::names::{ClusterName, KIND, NAMESPACE};
+use crate::model::nodes::{EntryNode, entry_nodes};
+use crate::model::region::{CONFIG_MAP, KEY, KIND_PROXY, Region as Settings};
+use crate::model::report::{APPLIED, Report};
+
+/// How long any single call may take before it is given up: it crosses two API servers and the gateway.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A region that a hub has joined.
+#[derive(Clone)]
+pub struct Region {
+    /// The proxy cluster's name on the hub, which is the region's.
+    pub name: ClusterName,
+    /// What its `xregion-proxy` says.
+    pub settings: Settings,
+    client: Client,
+}
+
+impl Region {
+    /// Enters a region: its proxy cluster is joined and carries `xregion-proxy`.
+    pub async fn enter(hub: &Hub, name: &ClusterName) -> Result<Self> {
+        if hub.cluster(name).await?.is_none() {
+            return Err(Failure::new(
+                Kind::RegionNotJoined,
+                format!("region {name}: no cluster of that name is joined to the hub"),
+                format!("join the region's proxy cluster first: vela cluster join KUBECONFIG --name {name}"),
+            ));
+        }
+        let client = hub.through_gateway(name)?;
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+        let found = call(name, &format!("read ConfigMap {NAMESPACE}/{CONFIG_MAP}"), maps.get_opt(CONFIG_MAP)).await?;
+        let json = found.and_then(|map| map.data).and_then(|mut data| data.remove(KEY)).ok_or_else(|| {
+            Failure::new(
+                Kind::NoProxy,
+                format!("region {name} has no proxy: there is no ConfigMap {NAMESPACE}/{CONFIG_MAP} in cluster {name}"),
+                format!("place the component xregion-proxy there, by a topology policy with clusters: [\"{name}\"] and namespace: {NAMESPACE}"),
+            )
+        })?;
+        let settings = Settings::parse(&json).map_err(|error| {
+            Failure::new(
+                Kind::NoProxy,
+                format!("region {name}: the settings in ConfigMap {NAMESPACE}/{CONFIG_MAP} can't be read: {error}"),
+                "let its Application's xregion-proxy write them again, with the addon's present version",
+            )
+        })?;
+        Ok(Self { name: name.clone(), settings, client })
+    }
+
+    /// The nodes the hub enters by, ready or not.
+    pub async fn nodes(&self) -> Result<Vec<EntryNode>> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let list = call(&self.name, "list the nodes", nodes.list(&ListParams::default())).await?;
+        Ok(entry_nodes(&list.items, &self.settings.nodes))
+    }
+
+    /// The names of the proxies that are ready.
+    pub async fn ready_proxies(&self) -> Result<Vec<String>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let list = call(&self.name, "list the proxies", pods.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
+        let ready = |pod: &Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+            pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+        };
+        Ok(list.items.iter().filter(|pod| ready(pod)).map(|pod| pod.name_any()).collect())
+    }
+
+    /// What each proxy reports, by its name.
+    pub async fn reports(&self) -> Result<BTreeMap<String, Report>> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let list = call(&self.name, "list the proxies' Leases", leases.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
+        let report = |lease: &Lease| serde_json::from_str(lease.annotations().get(APPLIED)?).ok();
+        Ok(list.items.iter().filter_map(|lease| Some((lease.name_any(), report(lease)?))).collect())
+    }
+}
+
+/// One call to a region's API, with its bound and its error in the words of `what`.
+async fn call<T>(region: &ClusterName, what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(CALL_TIMEOUT, future).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(explain(region, what, &error)),
+        Err(_) => Err(unreachable(region, what, &format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
+    }
+}
+
+fn explain(region: &ClusterName, what: &str, error: &kube::Error) -> Failure {
+    match error {
+        // The hub's API server says so of the gateway's API; the proxy cluster's of its own.
+        kube::Error::Api(status) if status.code == 403 && status.message.contains("clustergateways") => Failure::new(
+            Kind::RegionForbidden,
+            format!("this hub's addon does not let joins write to region {region}"),
+            format!("add it: vela addon enable xregion regions={{...,{region}}}"),
+        ),
+        kube::Error::Api(status) if status.code == 401 || status.code == 403 => Failure::new(
+            Kind::RegionForbidden,
+            format!("region {region} does not let the hub {what}: {}", status.message),
+            "its xregion-proxy ships the role for it: let its Application run again with the addon's present version",
+        ),
+        kube::Error::Api(status) => unreachable(region, what, &status.message),
+        error => unreachable(region, what, &root_cause(error)),
+    }
+}
+
+fn unreachable(region: &ClusterName, what: &str, why: &str) -> Failure {
+    Failure::new(
+        Kind::RegionUnreachable,
+        format!("can't {what} in region {region}: {}", why.trim()),
+        format!("check the way from the hub to the proxy cluster: vela cluster probe {region}"),
+    )
+}

@@ -1,0 +1,50 @@
+//! Route ConfigMaps in the proxy cluster.
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
+
+use super::{Region, call};
+use crate::error::Result;
+use crate::model::names::{HUB, HubId, KIND, MANAGER, NAMESPACE};
+use crate::model::route::{KIND_ROUTE, Route};
+
+impl Region {
+    fn maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// The route of that name, if there is one and it can be read: one that was edited into nonsense counts as none.
+    pub async fn route(&self, name: &str) -> Result<Option<Route>> {
+        let found = call(&self.name, &format!("read route {name}"), self.maps().get_opt(name)).await?;
+        Ok(found.and_then(|map| {
+            Route::from_config_map(&map).inspect_err(|why| tracing::warn!(route = name, why, "the route can't be read and is written anew")).ok()
+        }))
+    }
+
+    /// The routes of one hub.
+    pub async fn routes(&self, hub: &HubId) -> Result<Vec<Route>> {
+        let params = ListParams::default().labels(&format!("{KIND}={KIND_ROUTE},{HUB}={}", hub.short()));
+        let list = call(&self.name, "list the routes", self.maps().list(&params)).await?;
+        Ok(list.items.iter().filter_map(|map| Route::from_config_map(map).ok()).filter(|route| route.hub == *hub).collect())
+    }
+
+    /// Writes a route.
+    pub async fn put_route(&self, route: &Route) -> Result<()> {
+        let name = route.name();
+        let params = PatchParams::apply(MANAGER).force();
+        call(&self.name, &format!("write route {name}"), self.maps().patch(&name, &params, &Patch::Apply(route.to_config_map()))).await?;
+        Ok(())
+    }
+
+    /// Removes a route; one that is gone already is fine.
+    pub async fn remove_route(&self, name: &str) -> Result<()> {
+        let deleted = async {
+            match self.maps().delete(name, &Default::default()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                other => other.map(drop),
+            }
+        };
+        call(&self.name, &format!("remove route {name}"), deleted).await
+    }
+}

@@ -1,0 +1,134 @@
+//! The region's shared Service: one NodePort a cluster, written under optimistic locking, ports of others verbatim.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use serde_json::{Value, json};
+
+use super::{Region, call};
+use crate::error::{Failure, Kind, Result};
+use crate::model::names::{KIND, MANAGER, NAMESPACE};
+use crate::model::ports::{self, Ports};
+use crate::model::region::{KIND_PROXY, SERVICE};
+
+/// How often others may change the Service between our reading and writing it.
+const ATTEMPTS: usize = 50;
+
+/// What a write to the Service came to.
+enum Write {
+    Done,
+    /// Somebody else wrote meanwhile.
+    Conflict,
+    /// The node port belongs to another Service.
+    NodePortTaken,
+}
+
+impl Region {
+    fn services(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), NAMESPACE, &ApiResource::erase::<Service>(&()))
+    }
+
+    async fn service(&self) -> Result<Option<Value>> {
+        let found = call(&self.name, &format!("read Service {NAMESPACE}/{SERVICE}"), self.services().get_opt(SERVICE)).await?;
+        found.map(serde_json::to_value).transpose().map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
+    }
+
+    /// The ports that a cluster has on the Service.
+    pub async fn ports(&self, name: &str) -> Result<Option<Ports>> {
+        Ok(ports::find(&entries(self.service().await?.as_ref()), name))
+    }
+
+    /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
+    pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
+        let mut elsewhere = BTreeSet::new();
+        for _ in 0..ATTEMPTS {
+            let service = self.service().await?;
+            let now = entries(service.as_ref());
+            let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &elsewhere)?;
+            if ports::find(&now, name) == Some(chosen) {
+                return Ok(chosen);
+            }
+            let wanted = ports::with(&now, name, chosen);
+            let written = match &service {
+                None => self.create_service(&wanted).await?,
+                Some(service) => self.patch_ports(service, &wanted).await?,
+            };
+            match written {
+                Write::Done => return Ok(chosen),
+                Write::Conflict => {}
+                Write::NodePortTaken if asked.is_some() => return Err(ports::node_port_taken(chosen.node)),
+                Write::NodePortTaken => {
+                    elsewhere.insert(chosen.node);
+                }
+            }
+        }
+        Err(self.contended())
+    }
+
+    /// Takes a cluster's ports away; the Service goes with its last one, which Kubernetes would not let go otherwise.
+    pub async fn release_ports(&self, name: &str) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let Some(service) = self.service().await? else { return Ok(()) };
+            let now = entries(Some(&service));
+            let left = ports::without(&now, name);
+            if left.len() == now.len() {
+                return Ok(());
+            }
+            let written = if left.is_empty() { self.delete_service(&service).await? } else { self.patch_ports(&service, &left).await? };
+            if matches!(written, Write::Done) {
+                return Ok(());
+            }
+        }
+        Err(self.contended())
+    }
+
+    async fn create_service(&self, ports: &[Value]) -> Result<Write> {
+        let service: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": SERVICE, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
+            "spec": {"type": "NodePort", "selector": {KIND: KIND_PROXY}, "ports": ports},
+        }))
+        .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
+        self.outcome("create", self.services().create(&PostParams::default(), &service).await.map(drop)).await
+    }
+
+    async fn patch_ports(&self, service: &Value, ports: &[Value]) -> Result<Write> {
+        let patch = json!({"metadata": {"resourceVersion": service["metadata"]["resourceVersion"]}, "spec": {"ports": ports}});
+        let written = self.services().patch(SERVICE, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        self.outcome("change", written.map(drop)).await
+    }
+
+    async fn delete_service(&self, service: &Value) -> Result<Write> {
+        let text = |key: &str| service["metadata"][key].as_str().map(str::to_owned);
+        let preconditions = Preconditions { resource_version: text("resourceVersion"), uid: text("uid") };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        self.outcome("remove", self.services().delete(SERVICE, &params).await.map(drop)).await
+    }
+
+    async fn outcome(&self, verb: &str, written: kube::Result<()>) -> Result<Write> {
+        match written {
+            Ok(()) => Ok(Write::Done),
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Write::Conflict),
+            // Kubernetes tells it only in the text, and in two ways: 422 for another Service's port, 500 within the same one.
+            Err(kube::Error::Api(status)) if status.message.contains("already allocated") || status.message.contains("duplicate nodePort") => {
+                Ok(Write::NodePortTaken)
+            }
+            Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{SERVICE}"), async { Err(error) }).await,
+        }
+    }
+
+    fn contended(&self) -> Failure {
+        Failure::new(
+            Kind::RegionUnreachable,
+            format!("Service {NAMESPACE}/{SERVICE} in region {} was changed by others at each of {ATTEMPTS} attempts", self.name),
+            "find the other writer (kubectl get service -o yaml --show-managed-fields), then try again",
+        )
+    }
+}
+
+fn entries(service: Option<&Value>) -> Vec<Value> {
+    service.and_then(|service| service["spec"]["ports"].as_array().cloned()).unwrap_or_default()
+}

@@ -1,0 +1,44 @@
+//! The real `vela` CLI, run as a child.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::process::Command;
+
+use crate::error::{Failure, Kind, Result};
+use crate::model::labels::Label;
+use crate::model::names::ClusterName;
+
+/// Runs `vela cluster join` with a kubeconfig that is in a file only as long as it takes.
+///
+/// With a namespace to create, a failure of that would *detach* the cluster and make KubeVela forget what it deployed there;
+/// so none is named. `-y`, or an existing name would ask a question.
+pub async fn cluster_join(vela: &Path, name: &ClusterName, kubeconfig: &SecretString, labels: &[Label]) -> Result<()> {
+    let failed = |cause: String| Failure::new(Kind::VelaJoin, cause, "the cluster's Secret is as it was before; try again, and see the log of the Job");
+    // Created with mode 0600, in TMPDIR: in the Job that is in memory.
+    let mut file = tempfile::Builder::new()
+        .prefix("xregion-")
+        .suffix(".kubeconfig")
+        .tempfile()
+        .map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
+    file.write_all(kubeconfig.expose_secret().as_bytes()).map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
+    let mut command = Command::new(vela);
+    command.args(["cluster", "join"]).arg(file.path()).args(["--name", name.as_str(), "-y", "--create-namespace="]);
+    if !labels.is_empty() {
+        command.arg("--labels").arg(labels.iter().map(Label::to_string).collect::<Vec<_>>().join(","));
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| failed(format!("{} can't be run: {error}", vela.display())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
+    Err(failed(format!("vela cluster join failed ({}): {last}", output.status)))
+}

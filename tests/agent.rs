@@ -1,0 +1,360 @@
+//! The agent with a real nginx: what it does to connections, and what it tells a cluster's API (which is played here).
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::slice::from_ref;
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::ResolverConfig;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use http::{Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Bytes, Frame};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+use tower_test::mock::{Handle, pair};
+use xregion::agent::nginx::{Nginx, Outcome, inspect};
+use xregion::agent::{AgentArgs, serve};
+use xregion::model::names::HubId;
+use xregion::model::nginx::Served;
+use xregion::model::region::Timeouts;
+use xregion::model::report::{Reason, Report};
+use xregion::model::route::Route;
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const TIMEOUTS: Timeouts = Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 };
+
+fn nginx_path() -> PathBuf {
+    let path = PathBuf::from("/usr/sbin/nginx");
+    assert!(path.exists(), "these tests run the real nginx; install it with: apt-get install nginx libnginx-mod-stream");
+    path
+}
+
+/// A port nobody listens on, of those a route may have.
+async fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind((LOCAL, 0)).await.unwrap().local_addr().unwrap().port();
+        if port >= 8000 {
+            return port;
+        }
+    }
+}
+
+/// An upstream that sends back what it gets.
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut reader, mut writer) = stream.split();
+                tokio::io::copy(&mut reader, &mut writer).await
+            });
+        }
+    });
+    address
+}
+
+fn route(cluster: &str, host: &str, port: u16, listen: u16) -> Route {
+    let (hub, cluster, host) = (HubId::new("hub-uid"), cluster.parse().unwrap(), host.parse().unwrap());
+    Route { trial: false, hub, cluster, host, port, listen, alias: None, proven_at: None }
+}
+
+fn served(cluster: &str, listen: u16, port: u16, addresses: &[&str]) -> Served {
+    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    Served { route: route(cluster, "api.example", port, listen), addresses }
+}
+
+/// Sends a word through a connection and expects it back.
+async fn echoes(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"word").await?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await?;
+    assert_eq!(&answer, b"word");
+    Ok(())
+}
+
+async fn dial(port: u16) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect((LOCAL, port)).await?;
+    echoes(&mut stream).await?;
+    Ok(stream)
+}
+
+async fn start(directory: &Path, served: &[Served]) -> Nginx {
+    let host = inspect(&nginx_path(), directory).await.unwrap();
+    let files = host.render(&TIMEOUTS, served);
+    Nginx::start(&nginx_path(), host, files).await.unwrap()
+}
+
+async fn apply(nginx: &mut Nginx, served: &[Served]) -> Outcome {
+    let files = nginx.host().render(&TIMEOUTS, served);
+    nginx.apply(files).await
+}
+
+/// The nginx processes that run for `directory`: a master's command line names it, and its workers end before it does.
+fn processes(directory: &Path) -> usize {
+    let lines = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(directory.to_str().unwrap())).count()
+}
+
+#[tokio::test]
+async fn routes_come_change_and_go_while_connections_stay() {
+    let directory = TempDir::new().unwrap();
+    let upstream = echo().await;
+    let (good, late, bad) = (free_port().await, free_port().await, free_port().await);
+    let one = served("one", good, upstream.port(), &["127.0.0.1"]);
+    let mut nginx = start(directory.path(), &[]).await;
+    assert!(dial(good).await.is_err(), "nothing is served yet");
+
+    let start = Instant::now();
+    assert_eq!(apply(&mut nginx, from_ref(&one)).await, Outcome::Reloaded { generation: 2 });
+    assert!(start.elapsed() < Duration::from_secs(1), "a reload took {:?}", start.elapsed());
+    let mut open = dial(good).await.unwrap();
+    assert_eq!(apply(&mut nginx, from_ref(&one)).await, Outcome::Unchanged);
+
+    // Nobody listens at this upstream, nor at the first address of the next: both are their own trouble.
+    let dead = served("dead", bad, free_port().await, &["127.0.0.1"]);
+    let second = served("second", late, upstream.port(), &["127.0.0.9", "127.0.0.1"]);
+    assert_eq!(apply(&mut nginx, &[one.clone(), dead, second]).await, Outcome::Reloaded { generation: 3 });
+    assert!(dial(bad).await.is_err());
+    for _ in 0..4 {
+        dial(good).await.unwrap();
+        dial(late).await.unwrap();
+    }
+
+    assert_eq!(apply(&mut nginx, &[]).await, Outcome::Reloaded { generation: 4 });
+    assert!(dial(good).await.is_err(), "the route is gone");
+    echoes(&mut open).await.expect("a connection outlives its route");
+
+    let kept = directory.path().join("generations").read_dir().unwrap().count();
+    assert_eq!(kept, 2, "generations are forgotten");
+    let stop = tokio::spawn(nginx.stop(Duration::from_secs(10)));
+    sleep(Duration::from_millis(300)).await;
+    echoes(&mut open).await.expect("a connection has time to end");
+    drop(open);
+    timeout(Duration::from_secs(5), stop).await.expect("nginx ends with its last connection").unwrap();
+    assert_eq!(processes(directory.path()), 0, "a process was left behind");
+}
+
+#[tokio::test]
+async fn what_nginx_refuses_leaves_the_last_good_configuration() {
+    let directory = TempDir::new().unwrap();
+    let upstream = echo().await;
+    let (good, taken) = (free_port().await, free_port().await);
+    let one = served("one", good, upstream.port(), &["127.0.0.1"]);
+    let mut nginx = start(directory.path(), from_ref(&one)).await;
+    let mut open = dial(good).await.unwrap();
+
+    let mut broken = nginx.host().render(&TIMEOUTS, [&one]);
+    broken.insert("routes/broken.conf".into(), "nonsense;\n".into());
+    let Outcome::Rejected { message } = nginx.apply(broken).await else { panic!("nginx took nonsense") };
+    assert!(message.contains("unknown directive \"nonsense\""), "{message}");
+
+    // `nginx -t` does not see that somebody else has the port; the reload does.
+    let holder = TcpListener::bind(("0.0.0.0", taken)).await.unwrap();
+    let two = served("two", taken, upstream.port(), &["127.0.0.1"]);
+    let Outcome::Rejected { message } = apply(&mut nginx, &[one.clone(), two.clone()]).await else { panic!("the port was taken") };
+    assert!(message.contains("Address already in use") || message.contains("could not bind"), "{message}");
+    dial(good).await.unwrap();
+
+    drop(holder);
+    assert!(matches!(apply(&mut nginx, &[one, two]).await, Outcome::Reloaded { .. }));
+    dial(taken).await.unwrap();
+    echoes(&mut open).await.unwrap();
+    nginx.stop(Duration::ZERO).await;
+    assert_eq!(processes(directory.path()), 0, "a process was left behind");
+}
+
+#[tokio::test]
+async fn an_nginx_that_cant_be_used_is_told_in_a_sentence() {
+    let directory = TempDir::new().unwrap();
+    let error = inspect(Path::new("/nowhere/nginx"), directory.path()).await.unwrap_err();
+    assert!(error.to_string().contains("can't run /nowhere/nginx"), "{error}");
+    let error = inspect(Path::new("/bin/true"), directory.path()).await.unwrap_err();
+    assert!(error.to_string().contains("no stream module"), "{error}");
+}
+
+type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
+
+/// A cluster's API with some ConfigMaps, one node, and the Leases that are applied.
+struct Cluster {
+    client: Client,
+    events: mpsc::UnboundedSender<Value>,
+    reports: mpsc::UnboundedReceiver<Report>,
+}
+
+impl Cluster {
+    fn new(maps: Vec<ConfigMap>) -> Self {
+        let (service, server) = pair();
+        let (events, watch) = mpsc::unbounded_channel();
+        let (leases, reports) = mpsc::unbounded_channel();
+        tokio::spawn(Self::serve(server, maps, watch, leases));
+        Self { client: Client::new(service, "vela-system"), events, reports }
+    }
+
+    async fn serve(
+        mut server: Handle<Request<Body>, Answer>,
+        maps: Vec<ConfigMap>,
+        watch: mpsc::UnboundedReceiver<Value>,
+        leases: mpsc::UnboundedSender<Report>,
+    ) {
+        let mut watch = Some(watch);
+        while let Some((request, send)) = server.next_request().await {
+            let (parts, body) = request.into_parts();
+            let query = parts.uri.query().unwrap_or_default();
+            let whole = |bytes: Bytes| Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+            let list = |items: Value| whole(json!({"metadata": {"resourceVersion": "1"}, "items": items}).to_string().into());
+            let body = match (parts.method, parts.uri.path()) {
+                (Method::GET, "/api/v1/namespaces/vela-system/configmaps") if query.contains("watch=true") => {
+                    let Some(mut watch) = watch.take() else { continue };
+                    let line = |event: Value| Ok(Frame::data(Bytes::from(format!("{event}\n"))));
+                    let lines = futures::stream::poll_fn(move |context| watch.poll_recv(context).map(|event| event.map(line)));
+                    StreamBody::new(lines).boxed_unsync()
+                }
+                (Method::GET, "/api/v1/namespaces/vela-system/configmaps") => {
+                    assert!(query.contains("labelSelector=xregion.oam.dev%2Fkind+in+%28route%2Cregion%29"), "{query}");
+                    list(json!(maps))
+                }
+                (Method::GET, "/api/v1/nodes") => list(
+                    json!([{"metadata": {"name": "n"}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.21"}]}}]),
+                ),
+                (Method::GET, "/apis/networking.k8s.io/v1/servicecidrs") => list(json!([{"spec": {"cidrs": ["198.51.100.0/24"]}}])),
+                (Method::PATCH, "/apis/coordination.k8s.io/v1/namespaces/vela-system/leases/proxy-1") => {
+                    let body = body.collect_bytes().await.unwrap();
+                    let lease: Value = serde_json::from_slice(&body).unwrap();
+                    let report = lease["metadata"]["annotations"]["xregion.oam.dev/applied"].as_str().unwrap();
+                    leases.send(serde_json::from_str(report).unwrap()).unwrap();
+                    whole(body)
+                }
+                (method, path) => panic!("the agent asked for {method} {path}"),
+            };
+            send.send_response(Response::new(body));
+        }
+    }
+
+    fn tell(&self, event: &str, map: &ConfigMap) {
+        self.events.send(json!({"type": event, "object": map})).unwrap();
+    }
+
+    /// Waits for a report that is as wanted.
+    async fn report(&mut self, what: &str, wanted: impl Fn(&BTreeMap<String, Option<Reason>>) -> bool) {
+        let mut last = BTreeMap::new();
+        let wait = async {
+            while let Some(report) = self.reports.recv().await {
+                last = report.0.into_iter().map(|(name, applied)| (name, applied.problem.map(|problem| problem.reason))).collect();
+                if wanted(&last) {
+                    return;
+                }
+            }
+        };
+        let done = timeout(Duration::from_secs(10), wait).await;
+        assert!(done.is_ok(), "waited 10 s for {what}; the last report is {last:?}");
+    }
+}
+
+fn config_map(route: &Route, version: u32) -> ConfigMap {
+    let mut map = route.to_config_map();
+    map.metadata.resource_version = Some(version.to_string());
+    map
+}
+
+fn settings() -> ConfigMap {
+    let region = json!({"nodes": {"addressType": "InternalIP"}, "nodePorts": {"first": 30000, "last": 30085}, "upstreams": {"allow": []},
+        "timeouts": {"connectSeconds": 1, "idleSeconds": 60, "drainSeconds": 60}});
+    serde_json::from_value(
+        json!({"metadata": {"name": "xregion-region", "resourceVersion": "2", "labels": {"xregion.oam.dev/kind": "region"}},
+        "data": {"region.json": region.to_string()}}),
+    )
+    .unwrap()
+}
+
+async fn probe(port: u16, path: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect((LOCAL, port)).await.ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    answer.split(' ').nth(1)?.parse().ok()
+}
+
+async fn until_probed(port: u16, path: &str, want: Option<u16>) {
+    let start = Instant::now();
+    while probe(port, path).await != want {
+        assert!(start.elapsed() < Duration::from_secs(10), "{path} did not become {want:?} within 10 s");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
+    let directory = TempDir::new().unwrap();
+    let (health_port, listen) = (free_port().await, free_port().await);
+    let first = route("first", "192.0.2.1", 443, listen);
+    let own = route("own", "192.0.2.21", 443, free_port().await);
+    let clash = route("clash", "192.0.2.3", 443, listen);
+    let mut cluster = Cluster::new(vec![config_map(&first, 1)]);
+    let nobody = ResolverConfig::from_name_servers(vec![]);
+    let resolver = TokioResolver::builder_with_config(nobody, TokioRuntimeProvider::default()).build().unwrap();
+    let args = AgentArgs {
+        nginx: nginx_path(),
+        dir: directory.path().to_owned(),
+        health_port,
+        pod_name: "proxy-1".into(),
+        pod_uid: "u1".into(),
+        pod_namespace: "vela-system".into(),
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let agent = tokio::spawn(serve(args, cluster.client.clone(), resolver, async move {
+        let _ = stopped.await;
+    }));
+
+    until_probed(health_port, "/livez", Some(200)).await;
+    cluster.report("an empty first report", BTreeMap::is_empty).await;
+    assert_eq!(probe(health_port, "/readyz").await, Some(503), "the settings are missing: nothing may be served");
+    cluster.tell("ADDED", &settings());
+    cluster.report("the first route", |routes| routes.get(&first.name()) == Some(&None)).await;
+    until_probed(health_port, "/readyz", Some(200)).await;
+    TcpStream::connect((LOCAL, listen)).await.expect("nginx listens");
+
+    cluster.tell("ADDED", &config_map(&own, 3));
+    cluster.tell("ADDED", &config_map(&clash, 4));
+    let unresolved = route("unresolved", "api.example", 443, free_port().await);
+    cluster.tell("ADDED", &config_map(&unresolved, 5));
+    // `nginx -t` would not see this, and the reload would fail for everybody.
+    let holder = TcpListener::bind(("0.0.0.0", free_port().await)).await.unwrap();
+    let taken = route("taken", "192.0.2.5", 443, holder.local_addr().unwrap().port());
+    cluster.tell("ADDED", &config_map(&taken, 6));
+    // Equally old, so the name decides: the clash is now first and takes the port over.
+    let wanted: BTreeMap<_, _> = [
+        (&first, Some(Reason::Invalid)),
+        (&own, Some(Reason::Refused)),
+        (&clash, None),
+        (&unresolved, Some(Reason::Unresolvable)),
+        (&taken, Some(Reason::Rejected)),
+    ]
+    .map(|(route, problem)| (route.name(), problem))
+    .into();
+    cluster.report("a reason for each route", |routes| *routes == wanted).await;
+    cluster.tell("DELETED", &config_map(&clash, 7));
+    cluster.report("the port handed back", |routes| routes.get(&first.name()) == Some(&None)).await;
+    assert_eq!(probe(health_port, "/readyz").await, Some(200), "an upstream's trouble is no proxy's");
+
+    let start = Instant::now();
+    stop.send(()).unwrap();
+    until_probed(health_port, "/readyz", Some(503)).await;
+    TcpStream::connect((LOCAL, listen)).await.expect("nginx accepts until nobody sends it connections any more");
+    timeout(Duration::from_secs(20), agent).await.expect("the agent ends").unwrap().unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(processes(directory.path()), 0, "a process was left behind");
+}

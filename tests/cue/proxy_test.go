@@ -1,0 +1,264 @@
+package cue_test
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/oam-dev/kubevela/apis/core.oam.dev/v1beta1"
+	componentdef "github.com/oam-dev/kubevela/pkg/cue/definition"
+	"github.com/oam-dev/kubevela/pkg/cue/definition/health"
+	"github.com/oam-dev/kubevela/pkg/cue/process"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// renderProxy completes xregion-proxy as KubeVela does: the Deployment, and the other objects by "Kind/name".
+func renderProxy(t *testing.T, parameters map[string]any) (appsv1.Deployment, map[string]*unstructured.Unstructured, error) {
+	t.Helper()
+	ctx := process.NewContext(process.ContextData{
+		Ctx: context.Background(), AppName: "region-east", CompName: "east", Namespace: "default", AppRevisionName: "region-east-v1",
+	})
+	var deployment appsv1.Deployment
+	template := templateOf(t, loadDefinition(t, "xregion-proxy"))
+	if err := componentdef.NewWorkloadAbstractEngine("xregion-proxy").Complete(ctx, template, parameters); err != nil {
+		return deployment, nil, err
+	}
+	base, others := ctx.Output()
+	// an incomplete value shows here
+	output, err := base.Unstructured()
+	if err != nil {
+		return deployment, nil, err
+	}
+	convert(t, output.Object, &deployment)
+	objects := map[string]*unstructured.Unstructured{}
+	for _, other := range others {
+		u := must(other.Ins.Unstructured())(t)
+		objects[u.GetKind()+"/"+u.GetName()] = u
+	}
+	return deployment, objects, nil
+}
+
+// convert decodes strictly: a misplaced field of the template is an error.
+func convert(t *testing.T, from any, into any) {
+	t.Helper()
+	decoder := json.NewDecoder(strings.NewReader(string(must(json.Marshal(from))(t))))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func region(t *testing.T, objects map[string]*unstructured.Unstructured) string {
+	t.Helper()
+	return at(t, objects["ConfigMap/xregion-region"].Object, "data", "region.json").(string)
+}
+
+func TestTheProxyWithoutParameters(t *testing.T) {
+	deployment, objects, err := renderProxy(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if deployment.Name != "east" || deployment.Namespace != "vela-system" || *deployment.Spec.Replicas != 2 {
+		t.Errorf("%+v", deployment.ObjectMeta)
+	}
+	selected := map[string]string{"xregion.oam.dev/kind": "proxy", "app.oam.dev/component": "east"}
+	if !reflect.DeepEqual(deployment.Spec.Selector.MatchLabels, selected) {
+		t.Errorf("selector %v", deployment.Spec.Selector.MatchLabels)
+	}
+	for key, value := range selected {
+		if deployment.Spec.Template.Labels[key] != value {
+			t.Errorf("pods lack %s", key)
+		}
+	}
+	if rolling := deployment.Spec.Strategy.RollingUpdate; rolling.MaxUnavailable.IntValue() != 0 || rolling.MaxSurge.IntValue() != 1 {
+		t.Errorf("%+v", rolling)
+	}
+	want := `{"nodes":{"selector":{},"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{"allow":[]},` +
+		`"timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600}}`
+	if got := region(t, objects); got != want {
+		t.Errorf("%s", got)
+	}
+	if labels := objects["ConfigMap/xregion-region"].GetLabels(); labels["xregion.oam.dev/kind"] != "region" {
+		t.Errorf("%v", labels)
+	}
+	for _, name := range []string{
+		"ServiceAccount/xregion-proxy", "Role/xregion-proxy", "RoleBinding/xregion-proxy", "ClusterRole/xregion-proxy", "ClusterRoleBinding/xregion-proxy",
+		"Role/xregion-hub", "RoleBinding/xregion-hub", "ClusterRole/xregion-hub", "ClusterRoleBinding/xregion-hub", "PodDisruptionBudget/east",
+	} {
+		object, found := objects[name]
+		if !found {
+			t.Errorf("no %s", name)
+		} else if namespace := object.GetNamespace(); (namespace == "") != strings.HasPrefix(name, "Cluster") {
+			t.Errorf("%s in namespace %q", name, namespace)
+		}
+	}
+}
+
+func TestTheProxyIsRestrictedAndSpread(t *testing.T) {
+	deployment, _, err := renderProxy(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := deployment.Spec.Template.Spec
+	if !*pod.SecurityContext.RunAsNonRoot || *pod.SecurityContext.RunAsUser != 65532 || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" {
+		t.Errorf("%+v", pod.SecurityContext)
+	}
+	for _, container := range append(pod.InitContainers, pod.Containers...) {
+		context := container.SecurityContext
+		if *context.AllowPrivilegeEscalation || !*context.ReadOnlyRootFilesystem || !reflect.DeepEqual(context.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+			t.Errorf("%s: %+v", container.Name, context)
+		}
+		if container.Resources.Requests.Cpu().IsZero() || container.Resources.Limits.Memory().IsZero() {
+			t.Errorf("%s: %+v", container.Name, container.Resources)
+		}
+	}
+	if len(pod.TopologySpreadConstraints) != 1 || pod.TopologySpreadConstraints[0].TopologyKey != "kubernetes.io/hostname" {
+		t.Errorf("%+v", pod.TopologySpreadConstraints)
+	}
+	proxy := pod.Containers[0]
+	if proxy.ReadinessProbe.HTTPGet.Path != "/readyz" || proxy.LivenessProbe.HTTPGet.Path != "/livez" || proxy.Ports[0].ContainerPort != 7080 {
+		t.Errorf("%+v", proxy)
+	}
+	if !reflect.DeepEqual(proxy.Command, []string{"/xregion/xregion", "agent"}) || !reflect.DeepEqual(pod.InitContainers[0].Args, []string{"install", "/install"}) {
+		t.Errorf("%v %v", proxy.Command, pod.InitContainers[0].Args)
+	}
+	// in its image /xregion is the binary, and a directory can't be mounted over a file
+	if mount := pod.InitContainers[0].VolumeMounts[0]; mount.MountPath != "/install" || proxy.VolumeMounts[0].Name != mount.Name || proxy.VolumeMounts[0].MountPath != "/xregion" {
+		t.Errorf("%v %v", mount, proxy.VolumeMounts)
+	}
+	if *pod.TerminationGracePeriodSeconds != 40 {
+		t.Errorf("grace period %d", *pod.TerminationGracePeriodSeconds)
+	}
+}
+
+func TestEveryParameterReachesTheProxy(t *testing.T) {
+	deployment, objects, err := renderProxy(t, map[string]any{
+		"replicas": 3, "image": "mirror/x:1", "nginxImage": "mirror/nginx:1", "imagePullPolicy": "Always", "imagePullSecrets": []string{"pull"},
+		"resources":    map[string]any{"requests": map[string]any{"cpu": "1"}, "limits": map[string]any{"cpu": "2", "memory": "2Gi"}},
+		"nodeSelector": map[string]any{"pool": "edge"},
+		"tolerations":  []any{map[string]any{"key": "edge", "operator": "Exists"}},
+		"nodes":        map[string]any{"selector": map[string]any{"entry": "yes"}, "addressType": "ExternalIP"},
+		"nodePorts":    map[string]any{"first": 31000, "last": 31999},
+		"upstreams":    map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example"}},
+		"timeouts":     map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := deployment.Spec.Template.Spec
+	proxy := pod.Containers[0]
+	if *deployment.Spec.Replicas != 3 || pod.InitContainers[0].Image != "mirror/x:1" || proxy.Image != "mirror/nginx:1" || proxy.ImagePullPolicy != "Always" ||
+		pod.InitContainers[0].ImagePullPolicy != "Always" || pod.ImagePullSecrets[0].Name != "pull" || pod.NodeSelector["pool"] != "edge" ||
+		pod.Tolerations[0].Operator != "Exists" || proxy.Resources.Limits.Memory().String() != "2Gi" || proxy.Resources.Requests.Memory().String() != "128Mi" {
+		t.Errorf("%+v", pod)
+	}
+	want := `{"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999},` +
+		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10}}`
+	if got := region(t, objects); got != want {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
+	for _, parameters := range []map[string]any{
+		{"replicas": 0},
+		{"replicas": "2"},
+		{"imagePullPolicy": "Sometimes"},
+		{"nodes": map[string]any{"addressType": "Hostname"}},
+		{"nodePorts": map[string]any{"first": 0}},
+		{"timeouts": map[string]any{"connectSeconds": 0}},
+		{"timeouts": map[string]any{"conectSeconds": 3}},
+		{"upstreams": map[string]any{"allow": "10.0.0.0/8"}},
+	} {
+		if _, _, err := renderProxy(t, parameters); err == nil {
+			t.Errorf("%v was accepted", parameters)
+		}
+	}
+}
+
+// The Job's ServiceAccount on the hub is a user like any other in a region.
+func TestTheHubsUserMayWriteRoutes(t *testing.T) {
+	_, objects, err := renderProxy(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var binding rbacv1.RoleBinding
+	convert(t, objects["RoleBinding/xregion-hub"].Object, &binding)
+	want := []rbacv1.Subject{{APIGroup: "rbac.authorization.k8s.io", Kind: "User", Name: "system:serviceaccount:vela-system:xregion"}}
+	if !reflect.DeepEqual(binding.Subjects, want) || binding.RoleRef.Name != "xregion-hub" {
+		t.Errorf("%+v", binding)
+	}
+}
+
+// status evaluates what `vela status` shows of a Deployment with this status.
+func status(t *testing.T, output map[string]any) *health.StatusResult {
+	t.Helper()
+	var component v1beta1.ComponentDefinition
+	convert(t, loadDefinition(t, "xregion-proxy").Object, &component)
+	s := component.Spec.Status
+	return must(health.GetStatus(map[string]any{"output": output}, &health.StatusRequest{
+		Health: s.HealthPolicy, Custom: s.CustomStatus, Details: s.Details,
+	}))(t)
+}
+
+func TestStatus(t *testing.T) {
+	spec := map[string]any{"replicas": 2, "template": map[string]any{"spec": map[string]any{"containers": []any{map[string]any{"image": "nginx:1"}}}}}
+	for name, c := range map[string]struct {
+		status  map[string]any
+		healthy bool
+		message string
+	}{
+		"no status yet": {nil, false, "0/2 proxies ready, 0 of them up to date"},
+		"empty status":  {map[string]any{}, false, "0/2 proxies ready, 0 of them up to date"},
+		"starting":      {map[string]any{"observedGeneration": 2, "updatedReplicas": 2}, false, "0/2 proxies ready"},
+		"one lost":      {map[string]any{"observedGeneration": 2, "updatedReplicas": 2, "readyReplicas": 1}, false, "1/2 proxies ready"},
+		"rolling":       {map[string]any{"observedGeneration": 2, "updatedReplicas": 1, "readyReplicas": 2}, false, "2/2 proxies ready, 1 of them up to date"},
+		"stale":         {map[string]any{"observedGeneration": 1, "updatedReplicas": 2, "readyReplicas": 2}, false, "2/2 proxies ready"},
+		"ready":         {map[string]any{"observedGeneration": 2, "updatedReplicas": 2, "readyReplicas": 2}, true, "2/2 proxies ready"},
+		"surging":       {map[string]any{"observedGeneration": 2, "updatedReplicas": 2, "readyReplicas": 3}, true, "3/2 proxies ready"},
+	} {
+		output := map[string]any{"metadata": map[string]any{"generation": 2}, "spec": spec}
+		if c.status != nil {
+			output["status"] = c.status
+		}
+		got := status(t, output)
+		if got.Healthy != c.healthy || got.Message != c.message {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if got.Details["replicas"] != "2" || got.Details["nginx"] != "nginx:1" || len(got.Details) != 3 {
+			t.Errorf("%s: %v", name, got.Details)
+		}
+	}
+	if got := status(t, map[string]any{}); got.Healthy || got.Message == "" {
+		t.Errorf("without a Deployment: %+v", got)
+	}
+}
+
+// An example that doesn't render is worse than none.
+func TestTheExampleOfARegionRenders(t *testing.T) {
+	var app v1beta1.Application
+	decode(t, read(t, "../../examples/region.yaml"), &app)
+	var parameters map[string]any
+	decode(t, string(app.Spec.Components[0].Properties.Raw), &parameters)
+	if _, _, err := renderProxy(t, parameters); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, string(app.Spec.Policies[0].Properties.Raw), `"namespace":"vela-system"`)
+}
+
+func TestTheExampleOfAMembershipStarts(t *testing.T) {
+	var app v1beta1.Application
+	decode(t, read(t, "../../examples/membership.yaml"), &app)
+	var parameters map[string]any
+	decode(t, string(app.Spec.Workflow.Steps[0].Properties.Raw), &parameters)
+	hub := cluster(t, jobTemplate(t))
+	if r := run(t, hub, parameters); r.phase != "running" {
+		t.Fatalf("%+v", r)
+	}
+	createdJob(t, hub)
+}

@@ -1,0 +1,81 @@
+//! Further business clusters, started and stopped at run time: an API server each, on one shared etcd.
+
+use anyhow::{Result, bail};
+
+use crate::dns::Resolver;
+use crate::topology::{self, Bridge, Cluster, Link, Region, Store};
+use crate::{Lab, net, teardown};
+
+/// A business cluster to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BusinessSpec {
+    /// Its name, a DNS label.
+    pub name: String,
+    /// Where it is.
+    pub region: Region,
+    /// The last octet of its address on the region's bridge: 100 to 250, its own.
+    pub host: u8,
+    /// The API server's port.
+    pub port: u16,
+    /// The `server` of the kubeconfig a user brings; `https://<address>:<port>` when absent. Its host gets a name in the
+    /// region's resolver.
+    pub server: Option<String>,
+    /// What its certificate is for, beside `kubernetes*` and its service address: host names and addresses.
+    pub names: Vec<String>,
+}
+
+impl BusinessSpec {
+    /// The cluster it describes.
+    fn cluster(&self) -> Cluster {
+        // Without nodes, networks of pods and services may recur from cluster to cluster.
+        let mut cluster = topology::business(&self.name, self.region, self.host, self.port, 140 + self.host % 50);
+        cluster.home.links.push(Link::new(Bridge::Store, self.host));
+        cluster.store = Store::Shared;
+        if let Some(server) = &self.server {
+            cluster.server.clone_from(server);
+        }
+        cluster.names.clone_from(&self.names);
+        cluster
+    }
+}
+
+impl Lab {
+    /// Starts a further business cluster (about 7 s and 280 MB) and waits until its API server is ready.
+    ///
+    /// # Errors
+    /// When a cluster of that name or a place with that address exists, or its API server doesn't become ready.
+    pub fn start_business(&self, spec: &BusinessSpec) -> Result<Cluster> {
+        let cluster = spec.cluster();
+        for other in self.state().clusters()? {
+            if other.name == cluster.name || other.address == cluster.address {
+                bail!("{} is there already, at {}", other.name, other.address);
+            }
+        }
+        let control_plane = self.control_plane(&cluster);
+        control_plane.make_keys()?;
+        net::make_cluster(&cluster)?;
+        if let Some(host) = cluster.host() {
+            Resolver::new(self.state(), spec.region).set_name(&host, &[cluster.address])?;
+        }
+        control_plane.ensure()?;
+        Ok(cluster)
+    }
+
+    /// Removes a cluster that `start_business` started, also one that is half there. Its objects stay in the shared etcd
+    /// below its prefix until the lab goes down, so a name should not be used twice.
+    pub fn stop_business(&self, name: &str) -> Result<()> {
+        if topology::clusters().iter().any(|cluster| cluster.name == name) {
+            bail!("{name} is a fixed part of the lab");
+        }
+        let cluster = self.cluster(name)?;
+        if let (Some(host), Some(region)) = (cluster.host(), cluster.region) {
+            Resolver::new(self.state(), region).forget_name(&host)?;
+        }
+        teardown::end_processes_at(self.state(), name)?;
+        let namespace = topology::namespace(name);
+        if net::namespaces().contains(&namespace) {
+            net::remove_namespace(&namespace)?;
+        }
+        self.state().forget(&cluster)
+    }
+}

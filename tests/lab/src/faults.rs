@@ -1,0 +1,159 @@
+//! What can go wrong, made to go wrong, and mended.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::dns::{self, Resolver};
+use crate::node::Worker;
+use crate::process::Daemon;
+use crate::topology::{Bridge, Cluster, Link, Node, Place, Region};
+use crate::{Lab, inside, net, teardown, wait};
+
+const NODE_GONE: Duration = Duration::from_secs(60);
+
+impl Lab {
+    /// Lets the resolver of `region` answer `name` with these addresses. Seen at once by whoever asks it.
+    pub fn set_address(&self, region: Region, name: &str, addresses: &[Ipv4Addr]) -> Result<()> {
+        Resolver::new(self.state(), region).set_name(name, addresses)
+    }
+
+    /// Lets the resolver of `region` deny that `name` exists.
+    pub fn nxdomain(&self, region: Region, name: &str) -> Result<()> {
+        self.set_address(region, name, &[])
+    }
+
+    /// Lets every resolver answer as in a new lab.
+    pub fn reset_names(&self) -> Result<()> {
+        let clusters = self.state().clusters()?;
+        Region::ALL.iter().try_for_each(|&region| Resolver::new(self.state(), region).set(&dns::initial(&clusters, region)))
+    }
+
+    /// Stops a region's resolver: questions time out or are refused.
+    pub fn stop_resolver(&self, region: Region) -> Result<()> {
+        Daemon::new(self.state(), region.resolver_place(), "coredns").kill()
+    }
+
+    /// Starts a region's resolver again.
+    pub fn start_resolver(&self, region: Region) -> Result<()> {
+        Resolver::new(self.state(), region).ensure(self.tools())
+    }
+
+    /// Stops a cluster's API server: connections are refused.
+    pub fn stop_api(&self, cluster: &str) -> Result<()> {
+        self.control_plane(&self.cluster(cluster)?).stop_api()
+    }
+
+    /// Starts a cluster's API server again and waits until it is ready.
+    pub fn start_api(&self, cluster: &str) -> Result<()> {
+        self.control_plane(&self.cluster(cluster)?).ensure_api()
+    }
+
+    /// Lets a place (a node, or a cluster's home) drop all its traffic: nobody is answered, nobody refused.
+    pub fn blackhole(&self, place: &str) -> Result<()> {
+        net::set_blackhole(&self.place(place)?, true)
+    }
+
+    /// Ends `blackhole`.
+    pub fn unblackhole(&self, place: &str) -> Result<()> {
+        net::set_blackhole(&self.place(place)?, false)
+    }
+
+    /// Pulls a place's cable to a bridge. A proxy node without `Peer` stays Ready: its cluster talks over the region.
+    pub fn cut_link(&self, place: &str, bridge: Bridge) -> Result<()> {
+        net::set_cable(&link(&self.place(place)?, bridge)?, false)
+    }
+
+    /// Puts the cable back.
+    pub fn mend_link(&self, place: &str, bridge: Bridge) -> Result<()> {
+        self.plug_in(&link(&self.place(place)?, bridge)?)
+    }
+
+    fn plug_in(&self, link: &Link) -> Result<()> {
+        net::set_cable(link, true)?;
+        net::forget_neighbour(link, &self.places()?)
+    }
+
+    /// Gives a place a further address on a bridge, as when a managed API server moves.
+    pub fn add_address(&self, place: &str, bridge: Bridge, address: Ipv4Addr) -> Result<()> {
+        net::set_address(&self.place(place)?.name, bridge, address, true)
+    }
+
+    /// Takes that address away again.
+    pub fn remove_address(&self, place: &str, bridge: Bridge, address: Ipv4Addr) -> Result<()> {
+        net::set_address(&self.place(place)?.name, bridge, address, false)
+    }
+
+    /// Powers a node off: cables dead, every process gone. Its cluster's control plane must not run there.
+    /// Kubernetes calls it NotReady about 12 s later: see `await_not_ready`.
+    pub fn kill_node(&self, node: &str) -> Result<()> {
+        let (cluster, found) = self.node(node)?;
+        if cluster.home == found.place {
+            bail!("{node} runs the control plane of {}; stop that with stop_api, or kill another node", cluster.name);
+        }
+        found.place.links.iter().try_for_each(|link| net::set_cable(link, false))?;
+        teardown::end_processes_at(self.state(), node)
+    }
+
+    /// Powers a node on and waits until it is Ready.
+    pub fn start_node(&self, node: &str) -> Result<()> {
+        let (cluster, found) = self.node(node)?;
+        found.place.links.iter().try_for_each(|link| self.plug_in(link))?;
+        let worker = self.worker(&cluster, &found);
+        worker.ensure_containerd()?;
+        worker.ensure_kubelet()?;
+        worker.await_ready()
+    }
+
+    /// Waits until Kubernetes has noticed that a node is gone.
+    pub fn await_not_ready(&self, node: &str) -> Result<()> {
+        let (cluster, found) = self.node(node)?;
+        let worker = self.worker(&cluster, &found);
+        wait::until_true(&format!("node {node} NotReady"), NODE_GONE, || worker.ready().is_err())
+    }
+
+    /// Undoes every fault of the network and of names that a test may have left behind.
+    pub(crate) fn mend_network(&self) -> Result<()> {
+        for cluster in self.state().clusters()? {
+            for place in cluster.places() {
+                net::set_blackhole(place, false)?;
+                place.links.iter().try_for_each(|link| net::set_cable(link, true))?;
+            }
+        }
+        self.reset_names()
+    }
+
+    /// Runs a command in a container of a pod of `cluster`; gives its standard output.
+    pub fn exec_in_pod(&self, cluster: &str, namespace: &str, pod: &str, command: &[&str]) -> Result<String> {
+        self.kubectl(cluster, &[&["exec", "-n", namespace, pod, "--"], command].concat())
+    }
+
+    /// Whether a TCP connection from `place` to `address` can be made within `bound`; the error says why not.
+    pub fn dial(&self, place: &str, address: std::net::SocketAddr, bound: Duration) -> Result<()> {
+        let place = self.place(place)?;
+        inside::in_namespace(&place.name, || async move {
+            let connecting = tokio::net::TcpStream::connect(address);
+            tokio::time::timeout(bound, connecting).await.context("no answer")?.with_context(|| format!("dialling {address}"))?;
+            Ok(())
+        })
+    }
+
+    fn node(&self, name: &str) -> Result<(Cluster, Node)> {
+        for cluster in self.state().clusters()? {
+            if let Some(node) = cluster.nodes.iter().find(|node| node.place.name == name).cloned() {
+                return Ok((cluster, node));
+            }
+        }
+        bail!("no node {name}")
+    }
+
+    fn worker<'a>(&'a self, cluster: &'a Cluster, node: &'a Node) -> Worker<'a> {
+        Worker { state: self.state(), tools: self.tools(), cluster, node }
+    }
+}
+
+fn link(place: &Place, bridge: Bridge) -> Result<Link> {
+    let found = place.links.iter().find(|link| link.bridge == bridge);
+    found.copied().with_context(|| format!("{} has no cable to {}", place.name, bridge.name()))
+}
