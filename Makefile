@@ -49,8 +49,8 @@ test-cue: stage ## definitions and addon, evaluated by KubeVela's own code
 test-e2e: image addon ## end to end through the vela CLI, on a lab (as root)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
 
-bench: image addon ## measure against the article by hand; writes target/bench/report.json (as root)
-	cargo bench --locked -p xregion-lab
+bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
+	cargo run --locked --release -p xregion-lab --bin bench
 
 lint: $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check
@@ -82,7 +82,7 @@ $(CARGO_DENY):
 dist/xregion-image.tar: Containerfile metadata.yaml Cargo.toml Cargo.lock $(shell find src -name '*.rs') $(VELA)
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET) --bin xregion
 	rm -rf dist/image && mkdir -p dist/image
-	ln $(VELA) dist/image/vela || cp $(VELA) dist/image/vela
+	ln $(VELA) dist/image/vela 2>/dev/null || cp $(VELA) dist/image/vela
 	cp $(CARGO_TARGET_DIR)/$(TARGET)/release/xregion dist/image/
 	hack/image.sh $(IMAGE) dist/image $@
 

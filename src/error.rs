@@ -142,8 +142,10 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of a kind, with its cause (what is wrong, naming the object) and hint (what to do next).
+    ///
+    /// Double quotes become single ones: of a line with those, `vela workflow logs` shows only what stands between them.
     pub fn new(kind: Kind, cause: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind, cause: cause.into(), hint: hint.into() }
+        Self { kind, cause: cause.into().replace('"', "'"), hint: hint.into().replace('"', "'") }
     }
 
     /// What is wrong.
@@ -158,7 +160,7 @@ impl Failure {
 
     /// The same failure with the object named that it is about.
     pub fn about(mut self, object: &str) -> Self {
-        self.cause = format!("{object}: {}", self.cause);
+        self.cause = format!("{}: {}", object.replace('"', "'"), self.cause);
         self
     }
 

@@ -194,6 +194,7 @@ fn explain(error: &NetError) -> String {
         }
         NetError::Dns(DnsError::NoRecordsFound(_)) => return NO_ADDRESS.into(),
         NetError::Timeout => return format!("the region's DNS did not answer within {} s", PATIENCE.as_secs()),
+        NetError::NoConnections | NetError::Io(_) => "its servers can't be reached".into(),
         NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => "SERVFAIL".into(),
         NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => "REFUSED".into(),
         other => other.to_string(),

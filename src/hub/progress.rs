@@ -109,7 +109,7 @@ impl Progress {
     }
 
     async fn write(&self, stage: Stage, message: &str, outputs: &BTreeMap<&str, String>) {
-        tracing::info!(stage = stage.as_str(), "{message}");
+        tracing::info!(stage = %stage.as_str(), "{message}");
         message.clone_into(&mut self.last.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(job) = &self.job else { return };
         let mut data = json!({"stage": stage.as_str(), "message": message, "region": self.region, "at": Timestamp::now().to_string()});

@@ -142,7 +142,7 @@ func createdJob(t *testing.T, hub client.Client) *batchv1.Job {
 	return &jobs.Items[0]
 }
 
-var nothing = map[string]string{"endpoint": `""`, "host": `""`, "alias": `""`, "nodePort": "0", "nodeIPs": "[]"}
+var nothing = map[string]string{"endpoint": `""`, "host": `""`, "alias": `""`, "nodePort": `""`, "nodeIPs": `""`}
 
 func TestWithoutTheAddonTheStepSaysSo(t *testing.T) {
 	r := run(t, cluster(t), parameter)
@@ -321,7 +321,7 @@ func TestSuccessHasAMessageAndOutputs(t *testing.T) {
 	}
 	want := map[string]string{
 		"endpoint": `"https://a.example:30000"`, "host": `"a.example"`, "alias": `"a.example"`,
-		"nodePort": "30000", "nodeIPs": `["10.80.0.21","10.80.0.22"]`,
+		"nodePort": `"30000"`, "nodeIPs": `"10.80.0.21,10.80.0.22"`,
 	}
 	if !reflect.DeepEqual(r.outputs, want) {
 		t.Errorf("outputs %v", r.outputs)

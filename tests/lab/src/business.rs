@@ -1,5 +1,7 @@
 //! Further business clusters, started and stopped at run time: an API server each, on one shared etcd.
 
+use std::time::SystemTime;
+
 use anyhow::{Result, bail};
 
 use crate::dns::Resolver;
@@ -13,7 +15,7 @@ pub struct BusinessSpec {
     pub name: String,
     /// Where it is.
     pub region: Region,
-    /// The last octet of its address on the region's bridge: 100 to 250, its own.
+    /// The last octet of its address on the region's bridge: 100 to 250, no other further cluster's in either region.
     pub host: u8,
     /// The API server's port.
     pub port: u16,
@@ -30,7 +32,9 @@ impl BusinessSpec {
         // Without nodes, networks of pods and services may recur from cluster to cluster.
         let mut cluster = topology::business(&self.name, self.region, self.host, self.port, 140 + self.host % 50);
         cluster.home.links.push(Link::new(Bridge::Store, self.host));
-        cluster.store = Store::Shared;
+        // Another one each time: a cluster started anew under a name is another cluster.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        cluster.store = Store::Shared(format!("{}-{}", self.name, now.as_millis()));
         if let Some(server) = &self.server {
             cluster.server.clone_from(server);
         }
@@ -47,8 +51,8 @@ impl Lab {
     pub fn start_business(&self, spec: &BusinessSpec) -> Result<Cluster> {
         let cluster = spec.cluster();
         for other in self.state().clusters()? {
-            if other.name == cluster.name || other.address == cluster.address {
-                bail!("{} is there already, at {}", other.name, other.address);
+            if other.name == cluster.name || other.home.links.iter().any(|link| cluster.home.links.contains(link)) {
+                bail!("{} is there already, as host {} of its bridges", other.name, other.address.octets()[3]);
             }
         }
         let control_plane = self.control_plane(&cluster);
@@ -61,8 +65,7 @@ impl Lab {
         Ok(cluster)
     }
 
-    /// Removes a cluster that `start_business` started, also one that is half there. Its objects stay in the shared etcd
-    /// below its prefix until the lab goes down, so a name should not be used twice.
+    /// Removes a cluster that `start_business` started, also one that is half there.
     pub fn stop_business(&self, name: &str) -> Result<()> {
         if topology::clusters().iter().any(|cluster| cluster.name == name) {
             bail!("{name} is a fixed part of the lab");

@@ -31,7 +31,8 @@ impl Output {
             return Ok(self.stdout);
         }
         let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
-        bail!("{}: {}", self.status, said.trim())
+        let said = if said.trim().is_empty() { "it said nothing" } else { said.trim() };
+        bail!("{}: {said}", self.status)
     }
 }
 

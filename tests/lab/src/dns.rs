@@ -64,24 +64,32 @@ impl<'a> Resolver<'a> {
         if path.exists() { state::read_json(&path) } else { Ok(Names::new()) }
     }
 
-    /// Changes what it answers; effective within a fraction of a second.
+    /// Changes all it answers; effective within a fraction of a second.
     pub fn set(&self, names: &Names) -> Result<()> {
-        state::write_json(&self.directory().join("names.json"), names)?;
-        state::write(&self.zone(), zone_file(names))
+        self.change(|all| all.clone_from(names))
     }
 
     /// Gives a name these addresses; none means NXDOMAIN.
     pub fn set_name(&self, name: &str, addresses: &[Ipv4Addr]) -> Result<()> {
-        let mut names = self.names()?;
-        names.insert(name.to_ascii_lowercase(), addresses.to_vec());
-        self.set(&names)
+        self.change(|names| {
+            names.insert(name.to_ascii_lowercase(), addresses.to_vec());
+        })
     }
 
     /// Forgets a name.
     pub fn forget_name(&self, name: &str) -> Result<()> {
+        self.change(|names| {
+            names.remove(&name.to_ascii_lowercase());
+        })
+    }
+
+    /// One change at a time: clusters are started in parallel, and tests are processes of their own.
+    fn change(&self, change: impl FnOnce(&mut Names)) -> Result<()> {
+        let _lock = state::lock(&self.directory().join("lock"))?;
         let mut names = self.names()?;
-        names.remove(&name.to_ascii_lowercase());
-        self.set(&names)
+        change(&mut names);
+        state::write_json(&self.directory().join("names.json"), &names)?;
+        state::write(&self.zone(), zone_file(&names))
     }
 }
 

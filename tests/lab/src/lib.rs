@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each box is a network namespace; each line is a bridge, and all bridges are in a namespace of their own (`xr-switch`),
-//! so the machine's network stays as it is. The hub shares no bridge with a business cluster and has no route to one.
+//! so the machine's network stays as it is (and but for one limit, put back by `down`, everything else of it). The hub shares no bridge with a business cluster and has no route to one.
 //! Every cluster runs unmodified Kubernetes parts; each node has a containerd of its own.
 //!
 //! The library blocks: a test calls [`Lab::run`] and the faults from plain code, and enters a place with
@@ -22,12 +22,15 @@ mod faults;
 mod inside;
 mod kubeconfig;
 mod kubevela;
+mod limits;
+pub mod load;
 mod net;
 mod node;
 pub mod pki;
 mod process;
 pub mod progress;
 mod registry;
+pub mod site;
 mod state;
 mod status;
 mod teardown;
@@ -49,7 +52,7 @@ use serde_json::Value;
 
 pub use business::BusinessSpec;
 pub use command::Output;
-pub use kubeconfig::Kubeconfig;
+pub use kubeconfig::{Kubeconfig, base64};
 pub use state::State;
 pub use tools::Tools;
 pub use topology::{Bridge, Cluster, Place, Region};

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::command;
@@ -124,16 +125,22 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Waits until the Node is Ready.
+    /// Waits until the Node is Ready by the word of the kubelet that runs now.
     pub fn await_ready(&self) -> Result<()> {
-        self.daemon("kubelet").await_ready(READY, || self.ready())
+        let kubelet = self.daemon("kubelet");
+        let started = Timestamp::try_from(kubelet.started_at()?).context("a time out of range")?;
+        kubelet.await_ready(READY, || self.ready_since(started))
     }
 
     /// Whether the Node is Ready.
     pub fn ready(&self) -> Result<()> {
+        self.ready_since(Timestamp::UNIX_EPOCH)
+    }
+
+    fn ready_since(&self, time: Timestamp) -> Result<()> {
         let admin = self.state.kubeconfig(&self.cluster.name, "admin");
         let text = inside::get(&self.cluster.home.name, &admin, &format!("/api/v1/nodes/{}", self.name()))?;
-        if !is_ready(&text)? {
+        if !is_ready(&text, time)? {
             bail!("node {} is not Ready", self.name());
         }
         Ok(())
@@ -238,11 +245,15 @@ pub fn containers(place: &Path) -> Vec<String> {
     names_in(&place.join("containerd/state/io.containerd.runtime.v2.task/k8s.io"))
 }
 
-/// Whether a Node object, as JSON, has condition Ready.
-fn is_ready(node: &str) -> Result<bool> {
+/// Whether a Node object, as JSON, has condition Ready, said at `since` or later (to the second, as Kubernetes tells time).
+fn is_ready(node: &str, since: Timestamp) -> Result<bool> {
     let node: Value = serde_json::from_str(node).context("not a Node")?;
     let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    Ok(conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
+    let said_since = |condition: &Value| {
+        let said = condition["lastHeartbeatTime"].as_str().and_then(|time| time.parse::<Timestamp>().ok());
+        said.is_some_and(|said| said.as_second() >= since.as_second())
+    };
+    Ok(conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True" && said_since(condition)))
 }
 
 fn pretty(value: &Value) -> Result<String> {
@@ -254,11 +265,21 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn node(status: &str) -> String {
+        let ready = json!({"type": "Ready", "status": status, "lastHeartbeatTime": "2026-01-02T03:04:05Z"});
+        json!({"status": {"conditions": [ready]}}).to_string()
+    }
+
     #[test]
     fn a_node_is_ready_only_when_its_condition_says_so() {
-        let node = |status: &str| json!({"status": {"conditions": [{"type": "Ready", "status": status}]}}).to_string();
-        assert!(is_ready(&node("True")).unwrap());
-        assert!(!is_ready(&node("Unknown")).unwrap());
-        assert!(!is_ready("{}").unwrap());
+        assert!(is_ready(&node("True"), Timestamp::UNIX_EPOCH).unwrap());
+        assert!(!is_ready(&node("Unknown"), Timestamp::UNIX_EPOCH).unwrap());
+        assert!(!is_ready("{}", Timestamp::UNIX_EPOCH).unwrap());
+    }
+
+    #[test]
+    fn what_an_earlier_kubelet_said_does_not_count() {
+        assert!(is_ready(&node("True"), "2026-01-02T03:04:05.9Z".parse().unwrap()).unwrap());
+        assert!(!is_ready(&node("True"), "2026-01-02T03:04:06Z".parse().unwrap()).unwrap());
     }
 }

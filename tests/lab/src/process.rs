@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -131,8 +131,16 @@ impl<'a> Daemon<'a> {
         state::read_json::<Record>(&self.path()).ok().filter(Record::alive)
     }
 
+    /// When it was started, running or not.
+    pub fn started_at(&self) -> Result<SystemTime> {
+        let path = self.path();
+        fs::metadata(&path).and_then(|record| record.modified()).with_context(|| format!("can't look at {}", path.display()))
+    }
+
     /// Starts it with these arguments unless it runs.
     pub fn ensure(&self, program: &Path, args: &[String]) -> Result<()> {
+        // Two threads that need the same part must not both start it.
+        let _lock = state::lock(&self.path().with_extension("lock"))?;
         if self.running().is_some() {
             return Ok(());
         }

@@ -121,11 +121,18 @@ impl State {
 
     /// Keeps other runs of `up` and `down` away until dropped. Outside the state directory, which `down` removes.
     pub fn lock(&self) -> Result<File> {
-        let path = Path::new("/run/xregion-lab.lock");
-        let file = File::create(path).with_context(|| format!("can't write {}; a lab needs root", path.display()))?;
-        file.lock().with_context(|| format!("can't lock {}", path.display()))?;
-        Ok(file)
+        lock(Path::new("/run/xregion-lab.lock")).context("a lab needs root")
     }
+}
+
+/// Holds a lock file, for this thread alone, until what it gives is dropped.
+pub fn lock(path: &Path) -> Result<File> {
+    if let Some(directory) = path.parent() {
+        make_dir(directory)?;
+    }
+    let file = File::create(path).with_context(|| format!("can't write {}", path.display()))?;
+    file.lock().with_context(|| format!("can't lock {}", path.display()))?;
+    Ok(file)
 }
 
 /// Makes a directory and those above it.

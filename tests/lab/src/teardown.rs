@@ -13,10 +13,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::net;
-use crate::node;
-use crate::process;
 use crate::state::State;
+use crate::{limits, net, node, process};
 
 /// Whether there is anything to take down.
 #[must_use]
@@ -34,6 +32,7 @@ pub fn take_down(state: &State) -> Result<()> {
     for namespace in net::namespaces() {
         net::remove_namespace(&namespace)?;
     }
+    limits::restore(state)?;
     match fs::remove_dir_all(&root) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("can't remove {}", root.display()))
@@ -50,6 +49,7 @@ fn end_processes(state: &State, root: &Path) -> Result<()> {
         let mut left = inside_networks(&network_ids(root)?);
         let recorded = process::recorded(state)?.into_values().filter(process::Record::alive);
         left.extend(recorded.map(|record| record.pid));
+        left.extend(shims(root));
         if left.is_empty() {
             return Ok(());
         }
@@ -103,8 +103,23 @@ fn network_id(path: &Path) -> Option<u64> {
 
 /// The processes whose network is one of these; never a zombie, which has none.
 fn inside_networks(ids: &HashSet<u64>) -> Vec<i32> {
-    let pids = process::names_in(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<i32>().ok());
-    pids.filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|network| ids.contains(&network.st_ino()))).collect()
+    pids().filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|network| ids.contains(&network.st_ino()))).collect()
+}
+
+/// containerd's shims for the lab's containers. They are in their nodes' networks, and found there, unless somebody has
+/// deleted the names of those.
+fn shims(root: &Path) -> Vec<i32> {
+    let socket_below = format!("\0-address\0{}/", root.display());
+    let is_shim = |pid: &i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        command.split('\0').next().is_some_and(|program| program.contains("containerd-shim")) && command.contains(&socket_below)
+    };
+    pids().filter(is_shim).collect()
+}
+
+fn pids() -> impl Iterator<Item = i32> {
+    process::names_in(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok())
 }
 
 fn unmount_below(root: &Path) -> Result<()> {

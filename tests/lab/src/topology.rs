@@ -170,13 +170,13 @@ impl Node {
 }
 
 /// Where a cluster's objects are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Store {
     /// An etcd of its own, beside the API server.
     Own,
-    /// Below a prefix of its own in the lab's shared etcd.
-    Shared,
+    /// Below this prefix in the lab's shared etcd.
+    Shared(String),
 }
 
 /// A Kubernetes cluster.

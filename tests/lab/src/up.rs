@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::state::State;
 use crate::tools::Tools;
 use crate::topology::{self, Cluster, Place, Region, Role, SWITCH, namespace};
-use crate::{Lab, build, kubevela, net, registry, state, teardown, wait};
+use crate::{Lab, build, kubevela, limits, net, registry, state, teardown, wait};
 
 /// Counted up when a change of this crate makes a lab of before another one.
 const SHAPE: u8 = 1;
@@ -52,7 +52,7 @@ impl Lab {
 
     fn make(&self, progress: &Progress) -> Result<()> {
         progress.step("making networks and keys");
-        state::make_dir(self.state().root())?;
+        limits::raise(self.state())?;
         state::make_dir(&self.state().home())?;
         self.tools().keep(self.state())?;
         net::make_switch()?;
@@ -112,6 +112,7 @@ impl Lab {
     /// Gives a lab that was complete back what it lacks.
     fn repair(&self, progress: &Progress) -> Result<()> {
         progress.step("checking the lab that is there");
+        limits::raise(self.state())?;
         self.mend_network()?;
         for region in Region::ALL {
             Resolver::new(self.state(), region).ensure(self.tools())?;

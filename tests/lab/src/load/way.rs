@@ -1,0 +1,164 @@
+//! The hub's two ways to a joined cluster, spoken as client-go speaks them: TLS, verified, and HTTP/2.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use kube::Config;
+use kube::client::ConfigExt as _;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::Lab;
+use crate::site::NAMESPACE;
+
+/// vela-core's `--cluster-gateway-url` names this Service and port.
+const SERVICE: &str = "kubevela-cluster-gateway-service";
+const PORT: u16 = 9443;
+/// The Secret with its `--cluster-gateway-ca-file`.
+const AUTHORITY: &str = "kubevela-vela-core-cluster-gateway-tls-v2";
+/// vela-core's own ServiceAccount, whose token it sends.
+const ACCOUNT: &str = "kubevela-vela-core";
+/// client-go's defaults for finding out that a connection is dead.
+const PING_AFTER: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A way of the hub to a joined cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Through the hub's API server, as `kubectl` and `vela` go.
+    Aggregated,
+    /// Straight to cluster-gateway's Service, as vela-core goes.
+    Direct,
+}
+
+impl Way {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Aggregated, Self::Direct];
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aggregated => "aggregated API",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// A way, with what is needed to go it.
+#[derive(Clone)]
+pub struct Road {
+    pub way: Way,
+    address: SocketAddr,
+    /// The server's name, as it is verified.
+    host: String,
+    tls: Arc<ClientConfig>,
+    authorization: Option<HeaderValue>,
+}
+
+impl Road {
+    pub fn find(lab: &Lab, way: Way) -> Result<Self> {
+        // Here and not in `in_namespace`, for whoever makes a TLS configuration outside of it.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        match way {
+            Way::Aggregated => Self::aggregated(lab),
+            Way::Direct => Self::direct(lab),
+        }
+        .with_context(|| format!("the hub's way to its clusters, {way}"))
+    }
+
+    fn aggregated(lab: &Lab) -> Result<Self> {
+        let kubeconfig = Kubeconfig::read_from(lab.kubeconfig("hub")?)?;
+        let options = KubeConfigOptions::default();
+        let loading = Config::from_custom_kubeconfig(kubeconfig, &options);
+        let config = tokio::runtime::Builder::new_current_thread().build()?.block_on(loading)?;
+        let url = config.cluster_url.clone();
+        let host = url.host().context("the hub's kubeconfig names no host")?.to_owned();
+        let address = SocketAddr::new(host.parse()?, url.port_u16().unwrap_or(443));
+        Ok(Self { way: Way::Aggregated, address, host, tls: tls(&config)?, authorization: None })
+    }
+
+    fn direct(lab: &Lab) -> Result<Self> {
+        let get = |args: &[&str]| lab.kubectl("hub", &[&["-n", NAMESPACE], args].concat());
+        let ip = get(&["get", "service", SERVICE, "-o", "jsonpath={.spec.clusterIP}"])?;
+        let authority = get(&["get", "secret", AUTHORITY, "-o", "go-template={{.data.ca | base64decode}}"])?;
+        let token = get(&["create", "token", ACCOUNT, "--duration=1h"])?;
+        let mut config = Config::new(format!("https://{ip}:{PORT}").parse()?);
+        let certificates = CertificateDer::pem_slice_iter(authority.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        config.root_cert = Some(certificates.into_iter().map(|certificate| certificate.to_vec()).collect());
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", token.trim()))?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            way: Way::Direct,
+            address: SocketAddr::new(ip.parse()?, PORT),
+            host: SERVICE.to_owned(),
+            tls: tls(&config)?,
+            authorization: Some(authorization),
+        })
+    }
+}
+
+fn tls(config: &Config) -> Result<Arc<ClientConfig>> {
+    let mut tls = config.rustls_client_config()?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    // client-go keeps no sessions either: a fresh connection is a whole handshake.
+    tls.resumption = Resumption::disabled();
+    Ok(Arc::new(tls))
+}
+
+/// A connection to the hub's API server or its gateway; clones share it.
+#[derive(Clone, Debug)]
+pub struct Connection(SendRequest<Empty<Bytes>>);
+
+/// Opens one.
+pub async fn connect(road: &Road) -> Result<Connection> {
+    let tcp = TcpStream::connect(road.address).await.with_context(|| format!("connecting to {}", road.address))?;
+    tcp.set_nodelay(true)?;
+    let name = ServerName::try_from(road.host.clone())?;
+    let tls = TlsConnector::from(road.tls.clone()).connect(name, tcp).await.context("TLS")?;
+    let (requests, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(tls))
+        .await
+        .context("HTTP/2")?;
+    // Ends with the last clone of `requests`; how it ended, the requests on it tell.
+    tokio::spawn(connection);
+    Ok(Connection(requests))
+}
+
+impl Connection {
+    pub fn is_open(&self) -> bool {
+        !self.0.is_closed()
+    }
+
+    /// Asks a joined cluster for its version.
+    pub async fn get_version(mut self, road: &Road, cluster: &str) -> Result<()> {
+        let (host, port) = (&road.host, road.address.port());
+        let url = format!("https://{host}:{port}/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy/version");
+        let mut request = Request::get(url);
+        if let Some(authorization) = &road.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        self.0.ready().await.context("the connection ended")?;
+        let response = self.0.send_request(request.body(Empty::new())?).await.context("sending")?;
+        let status = response.status();
+        let body = response.into_body().collect().await.context("reading")?.to_bytes();
+        ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&body).trim());
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! xregion on a lab, as its users install and use it: through the `vela` CLI, from a registry, by Applications.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use crate::{Lab, wait};
+
+/// Namespace of KubeVela and of everything of xregion's.
+pub const NAMESPACE: &str = "vela-system";
+/// The gateway's Deployment in a hub that `vela install` made.
+pub const GATEWAY: &str = "kubevela-cluster-gateway";
+/// Where commands of a user are run.
+pub const USER: &str = "laptop";
+/// nginx of the lab, in place of the stock image that can't be pulled here.
+pub const NGINX: &str = "lab/nginx:1.22.1";
+
+const ADDON: Duration = Duration::from_secs(120);
+const WORKFLOW: Duration = Duration::from_secs(180);
+
+/// The addon and its image as `make image addon` left them in `dist`.
+#[derive(Clone, Debug)]
+pub struct Dist(PathBuf);
+
+impl Dist {
+    /// The `dist` of this checkout.
+    ///
+    /// # Errors
+    /// When something is missing there.
+    pub fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        let dist = root.join("dist");
+        for part in ["xregion-image.tar", "registry/index.yaml", "xregion/metadata.yaml"] {
+            if !dist.join(part).exists() {
+                bail!("{} is missing: run `make image addon` first", dist.join(part).display());
+            }
+        }
+        Ok(Self(dist))
+    }
+
+    /// The staged addon: what `vela addon enable DIRECTORY` takes.
+    #[must_use]
+    pub fn addon(&self) -> PathBuf {
+        self.0.join("xregion")
+    }
+
+    /// The image, as an OCI archive.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.0.join("xregion-image.tar")
+    }
+
+    fn registry(&self) -> PathBuf {
+        self.0.join("registry")
+    }
+}
+
+impl Lab {
+    /// Loads the image and publishes the addon in the lab's registry, under the registry name `lab`.
+    pub fn publish(&self, dist: &Dist) -> Result<()> {
+        let clusters = self.image_clusters()?;
+        self.load_image(&dist.image(), &clusters.iter().map(String::as_str).collect::<Vec<_>>())?;
+        for file in std::fs::read_dir(dist.registry())? {
+            let file = file?;
+            std::fs::copy(file.path(), self.registry_dir().join(file.file_name()))?;
+        }
+        let known = self.vela(&["addon", "registry", "list"])?;
+        if !known.lines().any(|line| line.starts_with("lab ")) {
+            self.vela(&["addon", "registry", "add", "lab", "--type=helm", &format!("--endpoint={}", self.registry_url())])?;
+        }
+        Ok(())
+    }
+
+    /// `vela addon enable` by name or directory, with parameters.
+    pub fn enable(&self, what: &str, parameters: &[&str]) -> Result<String> {
+        self.vela(&[&["addon", "enable", what, "-y"], parameters].concat())
+    }
+
+    /// Runs the `vela` CLI as the user does; its standard output if it succeeds.
+    pub fn vela(&self, args: &[&str]) -> Result<String> {
+        let argv = [&["vela"], args].concat();
+        self.run_within(USER, &argv, ADDON)?.success().with_context(|| format!("vela {}", args.join(" ")))
+    }
+
+    /// `vela up` of an Application.
+    pub fn vela_up(&self, application: &Value) -> Result<()> {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+        std::fs::write(file.path(), application.to_string())?;
+        let path = file.path().to_str().context("a path that is no text")?;
+        self.vela(&["up", "-f", path]).map(drop)
+    }
+
+    /// The status of an Application in `default`, as `vela status` and its web console read it.
+    pub fn application(&self, name: &str) -> Result<Value> {
+        let text = self.kubectl("hub", &["get", "application", name, "-n", "default", "-o", "json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Waits until an Application's workflow has ended or everything is running; gives its status.
+    pub fn await_end(&self, name: &str) -> Result<Value> {
+        wait::until(&format!("Application {name} at its end"), WORKFLOW, || {
+            let application = self.application(name)?;
+            let status = &application["status"];
+            // A status of the generation before says nothing.
+            let seen = status["observedGeneration"] == application["metadata"]["generation"];
+            match status["status"].as_str().unwrap_or_default() {
+                "running" | "workflowFailed" | "workflowTerminated" | "unhealthy" if seen => Ok(status.clone()),
+                other => bail!("it is {other}: {}", message(status)),
+            }
+        })
+    }
+
+    /// Waits until an Application runs; its failure is the error.
+    pub fn await_running(&self, name: &str) -> Result<Value> {
+        let status = wait::until(&format!("Application {name} running"), WORKFLOW, || {
+            let status = self.await_end(name)?;
+            if status["status"] == "unhealthy" {
+                bail!("it is unhealthy: {}", status["services"]);
+            }
+            Ok(status)
+        })?;
+        if status["status"] != "running" {
+            bail!("Application {name} is {}: {}", status["status"], message(&status));
+        }
+        Ok(status)
+    }
+
+    /// Deletes an Application of `default` and waits until it is gone.
+    pub fn vela_delete(&self, name: &str) -> Result<()> {
+        self.vela(&["delete", name, "-y", "--wait"]).map(drop)
+    }
+
+    /// Puts a kubeconfig into a Secret of `vela-system`, opted in.
+    pub fn put_kubeconfig(&self, secret: &str, text: &str) -> Result<()> {
+        self.apply(
+            "hub",
+            &json!({
+                "apiVersion": "v1", "kind": "Secret",
+                "metadata": {"name": secret, "namespace": NAMESPACE, "labels": {"xregion.oam.dev/kubeconfig": "true"}},
+                "stringData": {"kubeconfig": text},
+            }),
+        )
+    }
+
+    /// Takes everything of xregion's users off the lab again: Applications, joined clusters, routes and aliases. The addon and
+    /// the proxy clusters stay. For labs that a run before this one has left something on.
+    pub fn sweep(&self) -> Result<()> {
+        self.kubectl("hub", &["delete", "applications", "-n", "default", "--all", "--wait", "--timeout=120s"])?;
+        let secrets = self.kubectl(
+            "hub",
+            &["get", "secrets", "-n", NAMESPACE, "-l", "cluster.core.oam.dev/cluster-credential-type", "-o", "name"],
+        )?;
+        let joined = secrets.lines().filter(|name| !["secret/proxy-east", "secret/proxy-west"].contains(name));
+        for name in joined {
+            self.kubectl("hub", &["delete", "-n", NAMESPACE, name])?;
+        }
+        self.kubectl("hub", &["delete", "secrets", "-n", NAMESPACE, "-l", "xregion.oam.dev/kubeconfig"])?;
+        self.kubectl("hub", &["delete", "jobs,configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind in (job,progress)"])?;
+        for proxy in ["proxy-east", "proxy-west"] {
+            self.kubectl(proxy, &["delete", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=route"])?;
+            self.kubectl(proxy, &["delete", "service", "-n", NAMESPACE, "cross-region-nginx-proxy-svc", "--ignore-not-found"])?;
+        }
+        let bare =
+            r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
+        self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare])?;
+        self.kubectl("hub", &["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"]).map(drop)
+    }
+}
+
+/// A region: `xregion-proxy` in the proxy cluster `proxy`.
+#[must_use]
+pub fn region(proxy: &str) -> Value {
+    json!({
+        "apiVersion": "core.oam.dev/v1beta1", "kind": "Application",
+        "metadata": {"name": format!("region-{proxy}"), "namespace": "default"},
+        "spec": {
+            "components": [{"name": "xregion-proxy", "type": "xregion-proxy", "properties": {"nginxImage": NGINX}}],
+            "policies": [{"name": "place", "type": "topology", "properties": {"clusters": [proxy], "namespace": NAMESPACE}}],
+        },
+    })
+}
+
+/// A membership: an Application of one `xregion-join` step with these properties.
+#[must_use]
+pub fn membership(name: &str, properties: &Value) -> Value {
+    json!({
+        "apiVersion": "core.oam.dev/v1beta1", "kind": "Application",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"components": [], "workflow": {"steps": [{"name": "join", "type": "xregion-join", "properties": properties}]}},
+    })
+}
+
+/// A workload with one pod, placed on `cluster`.
+#[must_use]
+pub fn workload(name: &str, cluster: &str) -> Value {
+    json!({
+        "apiVersion": "core.oam.dev/v1beta1", "kind": "Application",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "components": [{"name": name, "type": "webservice", "properties": {"image": NGINX, "ports": [{"port": 8080}]}}],
+            "policies": [{"name": "place", "type": "topology", "properties": {"clusters": [cluster], "namespace": "default"}}],
+        },
+    })
+}
+
+/// The messages of an Application's workflow steps.
+#[must_use]
+pub fn message(status: &Value) -> String {
+    let steps = status["workflow"]["steps"].as_array().into_iter().flatten();
+    steps.map(|step| format!("{}: {} {}", step["name"], step["phase"], step["message"])).collect::<Vec<_>>().join("; ")
+}

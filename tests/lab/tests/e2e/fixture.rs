@@ -1,0 +1,130 @@
+//! What the tests stand on: one lab with the addon enabled and both regions placed, made by whichever test is first.
+
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+use xregion_lab::progress::Progress;
+use xregion_lab::site::{self, Dist, GATEWAY, NAMESPACE};
+use xregion_lab::{Lab, wait};
+
+pub use std::time::Duration;
+
+/// The lab, swept, with the addon published but not enabled.
+pub fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| {
+        let dist = Dist::find().unwrap();
+        let lab = Lab::up(&Progress::new()).unwrap();
+        lab.sweep().unwrap();
+        lab.publish(&dist).unwrap();
+        lab
+    })
+}
+
+/// The lab with the addon enabled.
+pub fn enabled() -> &'static Lab {
+    static ENABLED: OnceLock<()> = OnceLock::new();
+    ENABLED.get_or_init(|| drop(lab().enable("xregion", &[]).unwrap()));
+    lab()
+}
+
+/// The lab with both regions placed and serving.
+pub fn regions() -> &'static Lab {
+    static REGIONS: OnceLock<()> = OnceLock::new();
+    REGIONS.get_or_init(|| {
+        let lab = enabled();
+        for proxy in ["proxy-east", "proxy-west"] {
+            lab.vela_up(&site::region(proxy)).unwrap();
+        }
+        for proxy in ["proxy-east", "proxy-west"] {
+            let status = lab.await_running(&format!("region-{proxy}")).unwrap();
+            assert_eq!(status["services"][0]["message"], "2/2 proxies ready", "{status}");
+        }
+    });
+    lab()
+}
+
+/// The lab with `business-a` joined through `proxy-east`.
+pub fn joined() -> &'static Lab {
+    static JOINED: OnceLock<()> = OnceLock::new();
+    JOINED.get_or_init(|| drop(join(regions(), "business-a", "proxy-east", json!({}))));
+    lab()
+}
+
+/// Brings the user's kubeconfig of a cluster and joins it by a membership Application; gives its status.
+pub fn join(lab: &Lab, cluster: &str, region: &str, more: Value) -> Value {
+    let secret = format!("{cluster}-kubeconfig");
+    lab.put_kubeconfig(&secret, &lab.user_kubeconfig(cluster).unwrap()).unwrap();
+    let application = site::membership(&format!("join-{cluster}"), &properties(cluster, region, &secret, more));
+    lab.vela_up(&application).unwrap();
+    lab.await_running(&format!("join-{cluster}")).unwrap()
+}
+
+/// Properties of an `xregion-join` step.
+pub fn properties(cluster: &str, region: &str, secret: &str, more: Value) -> Value {
+    let mut properties = json!({"cluster": cluster, "region": region, "kubeconfig": {"secret": secret}});
+    for (key, value) in more.as_object().unwrap() {
+        properties[key] = value.clone();
+    }
+    properties
+}
+
+/// GET through the hub's gateway, as everybody's requests go.
+pub fn through_gateway(lab: &Lab, cluster: &str, path: &str) -> anyhow::Result<Value> {
+    let raw = format!("/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy{path}");
+    Ok(serde_json::from_str(&lab.kubectl("hub", &["get", "--raw", &raw])?)?)
+}
+
+/// The UID of a cluster's `kube-system`, asked without the hub.
+pub fn identity(lab: &Lab, cluster: &str) -> String {
+    lab.kubectl(cluster, &["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap()
+}
+
+/// Everything of the hub and its regions that a refused join must leave as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot(Vec<Value>);
+
+impl Snapshot {
+    /// Takes one; the Applications, but for `except`, are in it too.
+    pub fn take(lab: &Lab, except: &str) -> Self {
+        let get = |cluster: &str, args: &[&str]| -> Value {
+            let text =
+                lab.kubectl(cluster, &[&["get", "-n", NAMESPACE, "-o", "json", "--ignore-not-found"], args].concat()).unwrap();
+            if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
+        };
+        let gateway = get("hub", &["deployment", GATEWAY]);
+        let items = |list: Value| list["items"].as_array().cloned().unwrap_or_default();
+        let specs = |list: Value, what: fn(&Value) -> Value| {
+            items(list).iter().map(|item| json!([item["metadata"]["name"], what(item)])).collect::<Vec<_>>()
+        };
+        let applications = get("hub", &["applications", "-n", "default"]);
+        Self(vec![
+            gateway["spec"].clone(),
+            gateway["metadata"]["annotations"].clone(),
+            json!(specs(get("hub", &["secrets", "-l", "cluster.core.oam.dev/cluster-credential-type"]), |s| {
+                json!([s["data"], s["metadata"]["labels"], s["metadata"]["annotations"], s["metadata"]["resourceVersion"]])
+            })),
+            json!(specs(applications, |a| a["spec"].clone()).into_iter().filter(|entry| entry[0] != except).collect::<Vec<_>>()),
+            json!(["proxy-east", "proxy-west"].map(|proxy| {
+                let service = get(proxy, &["service", "cross-region-nginx-proxy-svc"]);
+                json!([
+                    specs(get(proxy, &["configmaps", "-l", "xregion.oam.dev/kind=route"]), |r| r["data"].clone()),
+                    service["spec"]["ports"]
+                ])
+            })),
+        ])
+    }
+
+    /// Checks that nothing changed since.
+    pub fn assert_unchanged(&self, lab: &Lab, except: &str) {
+        let now = Self::take(lab, except);
+        for (before, after) in self.0.iter().zip(&now.0) {
+            assert_eq!(before, after);
+        }
+    }
+}
+
+/// Waits for `probe` to succeed.
+pub fn eventually<T>(what: &str, probe: impl FnMut() -> anyhow::Result<T>) -> T {
+    wait::until(what, Duration::from_secs(60), probe).unwrap()
+}
