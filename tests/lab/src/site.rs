@@ -87,7 +87,8 @@ impl Lab {
     /// `vela up` of an Application.
     pub fn vela_up(&self, application: &Value) -> Result<()> {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
-        std::fs::write(file.path(), application.to_string())?;
+        // What is valid JSON, `vela` takes for an appfile of its own, so a comment makes it YAML.
+        std::fs::write(file.path(), format!("# Application\n{application}"))?;
         let path = file.path().to_str().context("a path that is no text")?;
         self.vela(&["up", "-f", path]).map(drop)
     }
@@ -129,7 +130,7 @@ impl Lab {
 
     /// Deletes an Application of `default` and waits until it is gone.
     pub fn vela_delete(&self, name: &str) -> Result<()> {
-        self.vela(&["delete", name, "-y", "--wait"]).map(drop)
+        self.vela(&["delete", name, "-n", "default", "-y", "--wait"]).map(drop)
     }
 
     /// Puts a kubeconfig into a Secret of `vela-system`, opted in.
@@ -152,7 +153,7 @@ impl Lab {
             "hub",
             &["get", "secrets", "-n", NAMESPACE, "-l", "cluster.core.oam.dev/cluster-credential-type", "-o", "name"],
         )?;
-        let joined = secrets.lines().filter(|name| !["secret/proxy-east", "secret/proxy-west"].contains(name));
+        let joined = secrets.lines().filter(|name| !name.is_empty() && !["secret/proxy-east", "secret/proxy-west"].contains(name));
         for name in joined {
             self.kubectl("hub", &["delete", "-n", NAMESPACE, name])?;
         }

@@ -42,7 +42,9 @@ fn b_step_tells_what_it_did_where_users_look() {
     let lab = joined();
     let status = lab.vela(&["status", "join-business-a"]).unwrap();
     assert!(status.contains("succeeded") && status.contains("joined: https://a1b2c3d4e5.gr7"), "{status}");
-    let log = lab.vela(&["workflow", "logs", "join-business-a", "-s", "join"]).unwrap();
+    // It follows for ever; coreutils' timeout ends it, with status 124.
+    let follow = ["timeout", "--signal=INT", "10", "vela", "workflow", "logs", "join-business-a", "-n", "default", "-s", "join"];
+    let log = lab.run(site::USER, &follow).unwrap().stdout;
     for stage in ["reading", "routing", "proving", "rolling", "joining"] {
         assert!(log.contains(stage), "{stage} is not in {log}");
     }

@@ -26,7 +26,7 @@ fn kubeconfig_file(cluster: &str) -> tempfile::NamedTempFile {
 
 fn nothing_left() {
     let left = lab().kubectl("hub", &["get", "jobs,secrets,configmaps", "-n", NAMESPACE, "-o", "name"]).unwrap();
-    let ours: Vec<_> = left.lines().filter(|name| name.contains("xregion-join-")).collect();
+    let ours: Vec<_> = left.lines().filter(|name| name.contains("/xregion-join-")).collect();
     // Jobs of workflow steps have the step's session in their name and stay with their Application.
     let steps = lab().kubectl("hub", &["get", "jobs", "-n", NAMESPACE, "-l", "xregion.oam.dev/session", "-o", "name"]).unwrap();
     let ours: Vec<_> =
