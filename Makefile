@@ -21,7 +21,7 @@ OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
   $(wildcard addon/resources/*.cue) $(wildcard definitions/*.cue)
 
-.PHONY: help image addon stage demo demo-down test test-unit test-cue test-e2e bench lint lab-up lab-down clean
+.PHONY: help image addon stage demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,7 @@ addon: stage $(VELA) ## the addon: dist/xregion, packaged and indexed in dist/re
 test: test-unit test-cue test-e2e ## every test, the end-to-end ones on a lab (as root)
 
 test-unit: ## unit, property and mock-API tests
+	hack/packages.sh
 	cargo test --locked -p xregion
 	cargo test --locked -p xregion-lab --lib --bins
 
@@ -50,7 +51,7 @@ test-e2e: image addon ## end to end through the vela CLI, on a lab (as root)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
 
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
-	cargo run --locked --release -p xregion-lab --bin bench
+	cargo run --locked -p xregion-lab --bin bench
 
 lint: $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check
@@ -61,6 +62,9 @@ lint: $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 
 lab-up: ## start the lab (as root)
 	cargo run --locked -p xregion-lab --bin lab -- up
+
+lab: ## run a command in it, such as make lab EXEC='hub -- vela cluster list'
+	cargo run --quiet --locked -p xregion-lab --bin lab -- exec $(EXEC)
 
 lab-down: ## stop the lab and remove all it made
 	cargo run --locked -p xregion-lab --bin lab -- down
@@ -80,6 +84,7 @@ $(CARGO_DENY):
 
 # static without musl, so that FROM scratch is enough
 dist/xregion-image.tar: Containerfile metadata.yaml Cargo.toml Cargo.lock $(shell find src -name '*.rs') $(VELA)
+	hack/packages.sh
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET) --bin xregion
 	rm -rf dist/image && mkdir -p dist/image
 	ln $(VELA) dist/image/vela 2>/dev/null || cp $(VELA) dist/image/vela

@@ -101,7 +101,10 @@ impl JobArgs {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration = text.parse().map_err(|_| "write it like 90s, 10m or 1h".to_owned())?;
-    Duration::try_from(parsed).ok().filter(|duration| !duration.is_zero()).ok_or_else(|| "it must be longer than nothing".to_owned())
+    Duration::try_from(parsed)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "it must be longer than nothing".to_owned())
 }
 
 #[cfg(test)]

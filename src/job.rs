@@ -67,14 +67,16 @@ impl Remote {
         // It starts when its kubeconfig is there, which must belong to it to go with it.
         job["spec"]["suspend"] = json!(true);
         let job: Job = serde_json::from_value(job).map_err(|error| no_template(&format!("it is no Job: {error}")))?;
-        let created = call(&format!("create Job {NAMESPACE}/{}", this.name), this.jobs.create(&PostParams::default(), &job)).await?;
+        let created =
+            call(&format!("create Job {NAMESPACE}/{}", this.name), this.jobs.create(&PostParams::default(), &job)).await?;
         let started = async {
             if let Source::Read(access) = &order.source {
                 let text = access.flattened(order.cluster.as_str());
                 this.put_secret(&created, text.expose_secret()).await?;
             }
             let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
-            call(&format!("start Job {NAMESPACE}/{}", this.name), this.jobs.patch(&this.name, &PatchParams::default(), &resume)).await
+            call(&format!("start Job {NAMESPACE}/{}", this.name), this.jobs.patch(&this.name, &PatchParams::default(), &resume))
+                .await
         };
         if let Err(failure) = started.await {
             this.remove().await;
@@ -85,7 +87,10 @@ impl Remote {
 
     async fn template(&self) -> Result<Value> {
         let found = call(&format!("read ConfigMap {NAMESPACE}/{TEMPLATE}"), self.maps.get_opt(TEMPLATE)).await?;
-        let text = found.and_then(|map| map.data).and_then(|mut data| data.remove(TEMPLATE_KEY)).ok_or_else(|| no_template("it does not exist"))?;
+        let text = found
+            .and_then(|map| map.data)
+            .and_then(|mut data| data.remove(TEMPLATE_KEY))
+            .ok_or_else(|| no_template("it does not exist"))?;
         serde_json::from_str(&text).map_err(|error| no_template(&error.to_string()))
     }
 
@@ -99,7 +104,9 @@ impl Remote {
             "stringData": {SECRET_KEY: text},
         }))
         .map_err(|_| Failure::new(Kind::Unexpected, "the kubeconfig's Secret could not be made", "report this"))?;
-        call(&format!("create Secret {NAMESPACE}/{}", self.name), self.secrets.create(&PostParams::default(), &secret)).await.map(drop)
+        call(&format!("create Secret {NAMESPACE}/{}", self.name), self.secrets.create(&PostParams::default(), &secret))
+            .await
+            .map(drop)
     }
 
     async fn follow(&self, timeout: Duration) -> Result<Joined> {
@@ -120,14 +127,22 @@ impl Remote {
             let status = job.status.unwrap_or_default();
             if status.succeeded.unwrap_or(0) > 0 {
                 return Joined::from_outputs(&data).ok_or_else(|| {
-                    Failure::new(Kind::Unexpected, "the Job's result can't be read", "let the addon and this program be of the same version")
+                    Failure::new(
+                        Kind::Unexpected,
+                        "the Job's result can't be read",
+                        "let the addon and this program be of the same version",
+                    )
                 });
             }
             if let Some(condition) = status.conditions.iter().flatten().find(|c| c.type_ == "Failed" && c.status == "True") {
                 return Err(self.failure(condition.message.as_deref().unwrap_or_default(), &data).await);
             }
             if start.elapsed() > timeout + GRACE * 2 {
-                return Err(Failure::new(Kind::Timeout, format!("the Job on the hub did not end: {told}"), "look at it with kubectl -n vela-system describe job"));
+                return Err(Failure::new(
+                    Kind::Timeout,
+                    format!("the Job on the hub did not end: {told}"),
+                    "look at it with kubectl -n vela-system describe job",
+                ));
             }
             sleep(ASK_EVERY).await;
         }

@@ -31,8 +31,12 @@ pub async fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Join(args) => join(args).await.map(|joined| say(&joined.to_string())),
-        Command::Agent(args) => agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above")),
-        Command::Install { directory } => agent::install(&directory).map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "check the volume")),
+        Command::Agent(args) => {
+            agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above"))
+        }
+        Command::Install { directory } => {
+            agent::install(&directory).map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "check the volume"))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,8 +65,22 @@ fn ended(failure: &Failure) -> ExitCode {
 }
 
 async fn join(args: JoinArgs) -> Result<Joined> {
-    let JoinArgs { cluster, region, kubeconfig, context, secret, secret_key, labels, node_port, gateway, allow_second_name, timeout, here, vela, job } =
-        args;
+    let JoinArgs {
+        cluster,
+        region,
+        kubeconfig,
+        context,
+        secret,
+        secret_key,
+        labels,
+        node_port,
+        gateway,
+        allow_second_name,
+        timeout,
+        here,
+        vela,
+        job,
+    } = args;
     let source = match (kubeconfig, secret) {
         (Some(path), _) => Source::Read(Box::new(read(&path, context.as_deref())?)),
         (None, Some(name)) => Source::Secret { name, key: secret_key },
@@ -75,11 +93,16 @@ async fn join(args: JoinArgs) -> Result<Joined> {
 
 fn read(path: &Path, context: Option<&str>) -> Result<Access> {
     let bytes = std::fs::read(path).map_err(|error| {
-        Failure::new(Kind::Kubeconfig, format!("{} can't be read: {error}", path.display()), "give the path of the cluster's kubeconfig")
+        Failure::new(
+            Kind::Kubeconfig,
+            format!("{} can't be read: {error}", path.display()),
+            "give the path of the cluster's kubeconfig",
+        )
     })?;
     // Paths in a kubeconfig are relative to where it is.
     let directory = path.parent().unwrap_or(Path::new(""));
-    Access::parse(&bytes, context, &|file| std::fs::read(directory.join(file))).map_err(|failure| failure.about(&path.display().to_string()))
+    Access::parse(&bytes, context, &|file| std::fs::read(directory.join(file)))
+        .map_err(|failure| failure.about(&path.display().to_string()))
 }
 
 /// Joins in this process; whatever ends it early, what it did is undone.

@@ -11,15 +11,15 @@ use crate::region::Region;
 /// One step back. Each is noted *before* the step forth is taken, and does nothing where that never happened.
 pub enum Step {
     /// Take the ports of this name from the region's Service.
-    ReleasePorts(Region, String),
+    ReleasePorts(Box<Region>, String),
     /// Remove the route of this name.
-    RemoveRoute(Region, String),
+    RemoveRoute(Box<Region>, String),
     /// Write the route as it was.
-    PutRoute(Region, Box<Route>),
+    PutRoute(Box<Region>, Box<Route>),
     /// Take the cluster's claim to the host name from the gateway.
-    DropAlias(Gateway, DnsName, ClusterName),
+    DropAlias(Box<Gateway>, DnsName, ClusterName),
     /// Put the cluster's Secret back.
-    RestoreCluster(Hub, ClusterName, Option<Box<JoinedCluster>>),
+    RestoreCluster(Box<Hub>, ClusterName, Option<Box<JoinedCluster>>),
 }
 
 impl Step {

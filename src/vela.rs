@@ -16,14 +16,17 @@ use crate::model::names::ClusterName;
 /// With a namespace to create, a failure of that would *detach* the cluster and make KubeVela forget what it deployed there;
 /// so none is named. `-y`, or an existing name would ask a question.
 pub async fn cluster_join(vela: &Path, name: &ClusterName, kubeconfig: &SecretString, labels: &[Label]) -> Result<()> {
-    let failed = |cause: String| Failure::new(Kind::VelaJoin, cause, "the cluster's Secret is as it was before; try again, and see the log of the Job");
+    let failed = |cause: String| {
+        Failure::new(Kind::VelaJoin, cause, "the cluster's Secret is as it was before; try again, and see the log of the Job")
+    };
     // Created with mode 0600, in TMPDIR: in the Job that is in memory.
     let mut file = tempfile::Builder::new()
         .prefix("xregion-")
         .suffix(".kubeconfig")
         .tempfile()
         .map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
-    file.write_all(kubeconfig.expose_secret().as_bytes()).map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
+    file.write_all(kubeconfig.expose_secret().as_bytes())
+        .map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
     let mut command = Command::new(vela);
     command.args(["cluster", "join"]).arg(file.path()).args(["--name", name.as_str(), "-y", "--create-namespace="]);
     if !labels.is_empty() {

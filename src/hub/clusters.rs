@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use futures::future::join_all;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::{Hub, call};
@@ -62,7 +62,9 @@ impl Hub {
         if cluster.label(CREDENTIAL_TYPE).is_none() {
             return Err(Failure::new(
                 Kind::NameTaken,
-                format!("Secret {NAMESPACE}/{name} exists and is no cluster, and KubeVela keeps a cluster in the Secret of its name"),
+                format!(
+                    "Secret {NAMESPACE}/{name} exists and is no cluster, and KubeVela keeps a cluster in the Secret of its name"
+                ),
                 "choose another name for the cluster, or rename that Secret",
             ));
         }
@@ -72,7 +74,13 @@ impl Hub {
     /// The UID of the namespace `kube-system` of a joined cluster, as seen through the gateway now.
     pub async fn identity_through_gateway(&self, name: &ClusterName) -> Result<String> {
         let namespaces: Api<Namespace> = Api::all(self.through_gateway(name)?);
-        let silent = |why: String| Failure::new(Kind::NotReachable, format!("cluster {name} does not answer through the gateway: {why}"), format!("vela cluster probe {name}"));
+        let silent = |why: String| {
+            Failure::new(
+                Kind::NotReachable,
+                format!("cluster {name} does not answer through the gateway: {why}"),
+                format!("vela cluster probe {name}"),
+            )
+        };
         let system = tokio::time::timeout(IDENTITY_TIMEOUT, namespaces.get("kube-system"))
             .await
             .map_err(|_| silent(format!("nothing within {} s", IDENTITY_TIMEOUT.as_secs())))?
@@ -87,8 +95,10 @@ impl Hub {
     ///
     /// Clusters that xregion did not join are asked; one that doesn't answer can't be told and is passed over.
     pub async fn name_of(&self, identity: &str, except: &ClusterName) -> Result<Option<String>> {
-        let clusters = call("list the joined clusters", self.secrets().list(&ListParams::default().labels(CREDENTIAL_TYPE))).await?;
-        let others = clusters.items.into_iter().map(|secret| JoinedCluster { secret }).filter(|cluster| cluster.name() != except.as_str());
+        let clusters =
+            call("list the joined clusters", self.secrets().list(&ListParams::default().labels(CREDENTIAL_TYPE))).await?;
+        let others =
+            clusters.items.into_iter().map(|secret| JoinedCluster { secret }).filter(|cluster| cluster.name() != except.as_str());
         let identities = join_all(others.map(|cluster| async move {
             let known = cluster.membership().map(|membership| membership.identity);
             let identity = match (known, cluster.name().parse()) {
@@ -105,7 +115,8 @@ impl Hub {
     /// Writes xregion's record onto a cluster's Secret.
     pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<()> {
         let patch = Patch::Merge(json!({"metadata": {"annotations": membership.to_annotations()}}));
-        call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch)).await?;
+        call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch))
+            .await?;
         Ok(())
     }
 

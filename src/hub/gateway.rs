@@ -35,10 +35,19 @@ pub struct Gateway {
 impl Hub {
     /// Finds the gateway, or takes the Deployment of the given name beside its Service.
     pub async fn gateway(&self, name: Option<&str>) -> Result<Gateway> {
-        let missing = |cause: String| Failure::new(Kind::GatewayMissing, cause, "check `vela install`'s cluster-gateway, or name its Deployment with --gateway");
+        let missing = |cause: String| {
+            Failure::new(
+                Kind::GatewayMissing,
+                cause,
+                "check `vela install`'s cluster-gateway, or name its Deployment with --gateway",
+            )
+        };
         let services: Api<APIService> = Api::all(self.client());
         let api = call(&format!("read APIService {API_SERVICE}"), services.get_opt(API_SERVICE)).await?;
-        let reference = api.and_then(|api| api.spec).and_then(|spec| spec.service).ok_or_else(|| missing(format!("the hub has no cluster-gateway: APIService {API_SERVICE} leads to no Service")))?;
+        let reference = api
+            .and_then(|api| api.spec)
+            .and_then(|spec| spec.service)
+            .ok_or_else(|| missing(format!("the hub has no cluster-gateway: APIService {API_SERVICE} leads to no Service")))?;
         let (namespace, service) = (reference.namespace.unwrap_or_default(), reference.name.unwrap_or_default());
         let services: Api<Service> = Api::namespaced(self.client(), &namespace);
         let found = call(&format!("read Service {namespace}/{service}"), services.get_opt(&service)).await?;
@@ -49,7 +58,8 @@ impl Hub {
         let typed: Api<Deployment> = Api::namespaced(self.client(), &namespace);
         let all = call(&format!("list Deployments in {namespace}"), typed.list(&ListParams::default())).await?;
         let serves = |deployment: &&Deployment| {
-            let labels = deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()).and_then(|meta| meta.labels.as_ref());
+            let labels =
+                deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()).and_then(|meta| meta.labels.as_ref());
             selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
         };
         let chosen = match name {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::PostParams;
 use kube::Api;
+use kube::api::PostParams;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -118,7 +118,8 @@ fn may_take(spec: Option<&LeaseSpec>, holder: &str, now: Timestamp) -> bool {
 
 /// A name for this process that no other one has: its pod's, or the machine's with its process id.
 pub fn holder_name() -> Result<String> {
-    let host = nix::unistd::gethostname().map_err(|error| Failure::new(Kind::Unexpected, format!("no host name: {error}"), "report this"))?;
+    let host = nix::unistd::gethostname()
+        .map_err(|error| Failure::new(Kind::Unexpected, format!("no host name: {error}"), "report this"))?;
     Ok(format!("{}-{}", host.to_string_lossy(), std::process::id()))
 }
 

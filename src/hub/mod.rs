@@ -32,13 +32,17 @@ pub struct Hub {
 impl Hub {
     /// Connects as the Job's ServiceAccount in a pod, else by `KUBECONFIG` or the default kubeconfig.
     pub async fn connect() -> Result<Self> {
-        let unusable = |error: String| Failure::new(Kind::HubUnreachable, format!("there is no way to the hub: {error}"), "point KUBECONFIG at the hub");
+        let unusable = |error: String| {
+            Failure::new(Kind::HubUnreachable, format!("there is no way to the hub: {error}"), "point KUBECONFIG at the hub")
+        };
         let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() && std::env::var_os("KUBECONFIG").is_none();
         let mut config = if in_pod {
             Config::incluster().map_err(|error| unusable(error.to_string()))?
         } else {
             let kubeconfig = Kubeconfig::read().map_err(|error| unusable(error.to_string()))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| unusable(error.to_string()))?
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| unusable(error.to_string()))?
         };
         bound(&mut config);
         let client = Client::try_from(config.clone()).map_err(|error| unusable(error.to_string()))?;
@@ -48,7 +52,10 @@ impl Hub {
     async fn identified(config: Config, client: Client) -> Result<Self> {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let system = call("read namespace kube-system of the hub", namespaces.get("kube-system")).await?;
-        let uid = system.metadata.uid.ok_or_else(|| Failure::new(Kind::Unexpected, "the hub's namespace kube-system has no UID", "report this"))?;
+        let uid = system
+            .metadata
+            .uid
+            .ok_or_else(|| Failure::new(Kind::Unexpected, "the hub's namespace kube-system has no UID", "report this"))?;
         Ok(Self { config, client, id: HubId::new(uid) })
     }
 
@@ -86,7 +93,11 @@ impl Hub {
         let data = secret.data.unwrap_or_default();
         data.get(key).map(|bytes| bytes.0.clone()).ok_or_else(|| {
             let keys = data.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            Failure::new(Kind::SecretMissing, format!("Secret {NAMESPACE}/{name} has no key {key:?}"), format!("its keys are: {keys}"))
+            Failure::new(
+                Kind::SecretMissing,
+                format!("Secret {NAMESPACE}/{name} has no key {key:?}"),
+                format!("its keys are: {keys}"),
+            )
         })
     }
 
@@ -124,8 +135,14 @@ fn explain(what: &str, error: &kube::Error) -> Failure {
             format!("can't {what}: {}", status.message),
             "the addon's ServiceAccount xregion has this right; from a shell, your own user needs it",
         ),
-        kube::Error::Api(status) => Failure::new(Kind::Unexpected, format!("can't {what}: {}", status.message), "try again; if it stays, report it"),
-        error => Failure::new(Kind::HubUnreachable, format!("can't {what}: {}", root_cause(error)), "check that the hub's API server can be reached"),
+        kube::Error::Api(status) => {
+            Failure::new(Kind::Unexpected, format!("can't {what}: {}", status.message), "try again; if it stays, report it")
+        }
+        error => Failure::new(
+            Kind::HubUnreachable,
+            format!("can't {what}: {}", root_cause(error)),
+            "check that the hub's API server can be reached",
+        ),
     }
 }
 

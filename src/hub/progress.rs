@@ -112,7 +112,8 @@ impl Progress {
         tracing::info!(stage = %stage.as_str(), "{message}");
         message.clone_into(&mut self.last.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(job) = &self.job else { return };
-        let mut data = json!({"stage": stage.as_str(), "message": message, "region": self.region, "at": Timestamp::now().to_string()});
+        let mut data =
+            json!({"stage": stage.as_str(), "message": message, "region": self.region, "at": Timestamp::now().to_string()});
         for (key, value) in outputs {
             data[*key] = json!(value);
         }

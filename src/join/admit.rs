@@ -65,7 +65,7 @@ impl Join<'_> {
             aliases.record.0.get(wanted.host.as_str()).is_some_and(|recorded| recorded.clusters.contains(wanted.cluster.as_str()))
         };
         if !claims(&self.gateway.aliases().await?) {
-            undo.note(Step::DropAlias(self.gateway.clone(), wanted.host.clone(), wanted.cluster.clone()));
+            undo.note(Step::DropAlias(Box::new(self.gateway.clone()), wanted.host.clone(), wanted.cluster.clone()));
         }
         self.changed |= self
             .gateway
@@ -96,9 +96,10 @@ impl Join<'_> {
         let region = if *name == self.order.region { self.region.clone() } else { Region::enter(self.hub, name).await? };
         let ips = aliased_addresses(&region.nodes().await?, &aliases.addresses(name));
         let routes = region.routes(&self.hub.id).await?;
-        let wanted = routes.into_iter().filter(|route| route.proven_at.is_some() && !route.trial).filter_map(|route| {
-            Some(Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() })
-        });
+        let wanted = routes
+            .into_iter()
+            .filter(|route| route.proven_at.is_some() && !route.trial)
+            .filter_map(|route| Some(Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() }));
         Ok((wanted.collect(), ips))
     }
 
@@ -108,7 +109,7 @@ impl Join<'_> {
         let before = self.before.clone();
         let is_current = before.as_ref().is_some_and(|cluster| self.is_current(cluster, membership));
         if !is_current {
-            undo.note(Step::RestoreCluster(self.hub.clone(), name.clone(), before.clone().map(Box::new)));
+            undo.note(Step::RestoreCluster(Box::new(self.hub.clone()), name.clone(), before.clone().map(Box::new)));
             let kubeconfig = self.access.to_kubeconfig(name.as_str(), &membership.endpoint());
             vela::cluster_join(&self.order.vela, name, &kubeconfig, &self.order.labels).await?;
             self.changed = true;
@@ -121,7 +122,9 @@ impl Join<'_> {
         self.hub.record(name, membership).await?;
         self.changed = true;
         match recorded {
-            Some(old) if old.alias != membership.alias => self.gateway.change(|now| Ok(now.without(&old.alias, name))).await.map(drop),
+            Some(old) if old.alias != membership.alias => {
+                self.gateway.change(|now| Ok(now.without(&old.alias, name))).await.map(drop)
+            }
             _ => Ok(()),
         }
     }
@@ -130,7 +133,8 @@ impl Join<'_> {
     fn is_current(&self, cluster: &JoinedCluster, membership: &Membership) -> bool {
         let credentials = match &self.access.credentials {
             Credentials::Token(token) => {
-                cluster.label(CREDENTIAL_TYPE) == Some("ServiceAccountToken") && cluster.data("token") == Some(token.expose_secret().as_bytes())
+                cluster.label(CREDENTIAL_TYPE) == Some("ServiceAccountToken")
+                    && cluster.data("token") == Some(token.expose_secret().as_bytes())
             }
             Credentials::Certificate(certificate, key) => {
                 cluster.label(CREDENTIAL_TYPE) == Some("X509Certificate")
@@ -154,7 +158,10 @@ impl Join<'_> {
                 Ok(identity) => {
                     return Err(Failure::new(
                         Kind::NotReachable,
-                        format!("through the gateway, another cluster answers as {name}: identity {identity} instead of {}", membership.identity),
+                        format!(
+                            "through the gateway, another cluster answers as {name}: identity {identity} instead of {}",
+                            membership.identity
+                        ),
                         format!("look for another alias of {} on the gateway's Deployment", membership.alias),
                     ));
                 }

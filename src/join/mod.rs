@@ -171,11 +171,14 @@ impl<'a> Join<'a> {
             Source::Secret { name, key } => {
                 let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
                 let bytes = hub.kubeconfig(name, key).await?;
-                Access::parse(&bytes, None, &no_files).map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
+                Access::parse(&bytes, None, &no_files)
+                    .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
             }
         };
         let before = hub.cluster(&order.cluster).await?;
-        if let Some(membership) = before.as_ref().and_then(JoinedCluster::membership).filter(|membership| membership.region != order.region) {
+        if let Some(membership) =
+            before.as_ref().and_then(JoinedCluster::membership).filter(|membership| membership.region != order.region)
+        {
             return Err(Failure::new(
                 Kind::OtherCluster,
                 format!("cluster {} is joined through region {} already", order.cluster, membership.region),
@@ -202,14 +205,17 @@ impl<'a> Join<'a> {
         }
         Ok(join)
     }
-
 }
 
 fn no_ready_node(region: &Region, nodes: &[EntryNode]) -> Failure {
     let address = region.settings.nodes.address_type.as_str();
     let cause = match nodes {
         [] => format!("region {}: no node of its proxy cluster has the labels asked for and an {address}", region.name),
-        nodes => format!("region {}: none of its nodes is ready ({})", region.name, nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", ")),
+        nodes => format!(
+            "region {}: none of its nodes is ready ({})",
+            region.name,
+            nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", ")
+        ),
     };
     Failure::new(Kind::NoReadyNode, cause, "check the proxy cluster's nodes, and nodes at its xregion-proxy")
 }

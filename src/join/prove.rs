@@ -23,7 +23,13 @@ const UPTAKE_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Join<'_> {
     /// Writes the route and its port, waits until every ready proxy serves it, and proves it.
-    pub(super) async fn lay(&mut self, trial: bool, current: Option<Route>, progress: &Progress, undo: &mut Undo) -> Result<Membership> {
+    pub(super) async fn lay(
+        &mut self,
+        trial: bool,
+        current: Option<Route>,
+        progress: &Progress,
+        undo: &mut Undo,
+    ) -> Result<Membership> {
         let mut route = Route {
             trial,
             hub: self.hub.id.clone(),
@@ -40,27 +46,35 @@ impl Join<'_> {
             (Some(had), Some(asked)) if had.node != asked => {
                 return Err(Failure::new(
                     Kind::NodePortTaken,
-                    format!("cluster {} has node port {} already, and moving it to {asked} would cut its connections", route.cluster, had.node),
+                    format!(
+                        "cluster {} has node port {} already, and moving it to {asked} would cut its connections",
+                        route.cluster, had.node
+                    ),
                     format!("leave out nodePort, or give {}", had.node),
                 ));
             }
             (Some(_), _) => {}
-            (None, _) => undo.note(Step::ReleasePorts(self.region.clone(), route.port_name())),
+            (None, _) => undo.note(Step::ReleasePorts(Box::new(self.region.clone()), route.port_name())),
         }
         let ports = self.region.take_ports(&route.port_name(), asked).await?;
         route.listen = ports.listen;
         self.changed |= !trial && had.is_none();
         if current.as_ref().map(Route::digest) != Some(route.digest()) {
             undo.note(match current.clone() {
-                Some(current) => Step::PutRoute(self.region.clone(), Box::new(current)),
-                None => Step::RemoveRoute(self.region.clone(), route.name()),
+                Some(current) => Step::PutRoute(Box::new(self.region.clone()), Box::new(current)),
+                None => Step::RemoveRoute(Box::new(self.region.clone()), route.name()),
             });
             self.region.put_route(&route).await?;
             self.changed |= !trial;
         }
         self.applied(&route, progress).await?;
 
-        progress.tell(Stage::Proving, &format!("proving the way to {} over {} nodes", route.cluster, self.nodes.iter().filter(|n| n.ready).count())).await;
+        progress
+            .tell(
+                Stage::Proving,
+                &format!("proving the way to {} over {} nodes", route.cluster, self.nodes.iter().filter(|n| n.ready).count()),
+            )
+            .await;
         let (alias, identity) = self.prove(ports.node).await?;
         if !trial && (route.proven_at.is_none() || route.alias.as_ref() != Some(&alias)) {
             route.alias = Some(alias.clone());
@@ -90,10 +104,17 @@ impl Join<'_> {
                 Uptake::Failed { proxy, problem } => {
                     let (kind, hint) = match problem.reason {
                         Reason::Unresolvable => (Kind::Unresolvable, "check the host in the kubeconfig, and the region's DNS"),
-                        Reason::Refused => (Kind::AddressRefused, "check the server in the kubeconfig, and upstreams.allow at the region's xregion-proxy"),
+                        Reason::Refused => (
+                            Kind::AddressRefused,
+                            "check the server in the kubeconfig, and upstreams.allow at the region's xregion-proxy",
+                        ),
                         Reason::Invalid | Reason::Rejected => (Kind::RouteNotApplied, "see the proxy's log"),
                     };
-                    return Err(Failure::new(kind, format!("region {}: {} (says {proxy})", self.region.name, problem.message), hint));
+                    return Err(Failure::new(
+                        kind,
+                        format!("region {}: {} (says {proxy})", self.region.name, problem.message),
+                        hint,
+                    ));
                 }
                 Uptake::NoProxy => "no proxy is ready".to_owned(),
                 Uptake::Partial { serving, ready } => format!("{serving} of {ready} proxies serve it"),
@@ -181,7 +202,10 @@ impl Join<'_> {
                 None => self.hub.identity_through_gateway(name).await.map_err(|failure| {
                     Failure::new(
                         Kind::OtherCluster,
-                        format!("a cluster {name} is joined already, and can't be asked whether it is this one: {}", failure.cause()),
+                        format!(
+                            "a cluster {name} is joined already, and can't be asked whether it is this one: {}",
+                            failure.cause()
+                        ),
                         format!("choose another name, or detach that one first: vela cluster detach {name}"),
                     )
                 })?,
@@ -189,7 +213,9 @@ impl Join<'_> {
             if known != identity {
                 return Err(Failure::new(
                     Kind::OtherCluster,
-                    format!("the name {name} belongs to another cluster: the one joined has identity {known}, this kubeconfig leads to {identity}"),
+                    format!(
+                        "the name {name} belongs to another cluster: the one joined has identity {known}, this kubeconfig leads to {identity}"
+                    ),
                     format!("choose another name, or detach that one first: vela cluster detach {name}"),
                 ));
             }

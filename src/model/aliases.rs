@@ -224,8 +224,7 @@ mod tests {
     #[test]
     fn a_name_goes_with_its_last_cluster() {
         let nodes = regions(&[("east", &["10.0.0.1"])]);
-        let two = HostAliases::default()
-            .with(&[wanted("m.example", "x", "east"), wanted("m.example", "y", "east")], &nodes);
+        let two = HostAliases::default().with(&[wanted("m.example", "x", "east"), wanted("m.example", "y", "east")], &nodes);
         let one = two.without(&"m.example".parse().unwrap(), &"x".parse().unwrap());
         assert_eq!(one.entries, two.entries);
         assert_eq!(one.without(&"m.example".parse().unwrap(), &"y".parse().unwrap()), HostAliases::default());
@@ -244,7 +243,8 @@ mod tests {
 
     #[test]
     fn a_line_that_go_would_drop_is_refused() {
-        let long: Vec<_> = (0..1000).map(|i| wanted(&format!("{}{i:04}.gr7.ap-east-1.eks.amazonaws.com", "a".repeat(28)), "x", "east")).collect();
+        let long: Vec<_> =
+            (0..1000).map(|i| wanted(&format!("{}{i:04}.gr7.ap-east-1.eks.amazonaws.com", "a".repeat(28)), "x", "east")).collect();
         let of = |count: usize| HostAliases::default().with(&long[..count], &regions(&[("east", &["10.0.0.1"])])).check_limit();
         assert!(of(900).is_ok());
         assert_eq!(of(1000).unwrap_err().kind, Kind::AliasLimit);

@@ -58,7 +58,8 @@ impl Access {
     /// The text is no kubeconfig, or one that could not be joined, or not securely.
     pub fn parse(bytes: &[u8], context: Option<&str>, read: ReadFile<'_>) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| not_a_kubeconfig("it is no UTF-8 text"))?;
-        let config = Kubeconfig::from_yaml(text.trim_start_matches('\u{feff}')).map_err(|_| not_a_kubeconfig("it does not parse"))?;
+        let config =
+            Kubeconfig::from_yaml(text.trim_start_matches('\u{feff}')).map_err(|_| not_a_kubeconfig("it does not parse"))?;
         if config.clusters.is_empty() || config.contexts.is_empty() {
             return Err(not_a_kubeconfig("it lists no clusters or no contexts"));
         }
@@ -208,13 +209,22 @@ fn without_user_info(server: &str) -> String {
 
 fn authority(cluster: &Cluster, read: ReadFile<'_>) -> Result<Vec<u8>> {
     let insecure = |cause: &str| {
-        Failure::new(Kind::Insecure, cause, "give the certificate authority of the API server as certificate-authority-data in the kubeconfig")
+        Failure::new(
+            Kind::Insecure,
+            cause,
+            "give the certificate authority of the API server as certificate-authority-data in the kubeconfig",
+        )
     };
     if cluster.insecure_skip_tls_verify == Some(true) {
         return Err(insecure("the kubeconfig skips the check of the server's certificate (insecure-skip-tls-verify)"));
     }
-    let ca = inline_or_file("certificate-authority", cluster.certificate_authority_data.as_deref(), cluster.certificate_authority.as_deref(), read)?
-        .ok_or_else(|| insecure("the kubeconfig has no certificate authority, so the server can't be verified"))?;
+    let ca = inline_or_file(
+        "certificate-authority",
+        cluster.certificate_authority_data.as_deref(),
+        cluster.certificate_authority.as_deref(),
+        read,
+    )?
+    .ok_or_else(|| insecure("the kubeconfig has no certificate authority, so the server can't be verified"))?;
     match CertificateDer::pem_slice_iter(&ca).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if !certificates.is_empty() => Ok(ca),
         _ => Err(insecure("the kubeconfig's certificate authority is no PEM certificate")),
@@ -258,13 +268,15 @@ fn credentials(user: &AuthInfo, read: ReadFile<'_>) -> Result<Credentials> {
         }
         (Some(_), None) => Err(unusable("the kubeconfig has a client certificate but no key to it")),
         (None, Some(_)) => Err(unusable("the kubeconfig has a client key but no certificate to it")),
-        (None, None) if user.exec.is_some() => {
-            Err(unusable("the kubeconfig gets its credentials from a command (exec), and what it prints expires within minutes or hours"))
-        }
+        (None, None) if user.exec.is_some() => Err(unusable(
+            "the kubeconfig gets its credentials from a command (exec), and what it prints expires within minutes or hours",
+        )),
         (None, None) if user.auth_provider.is_some() => {
             Err(unusable("the kubeconfig gets its credentials from an auth provider, which KubeVela doesn't have"))
         }
-        (None, None) if user.username.is_some() => Err(unusable("the kubeconfig has a user name and password, which API servers no longer accept")),
+        (None, None) if user.username.is_some() => {
+            Err(unusable("the kubeconfig has a user name and password, which API servers no longer accept"))
+        }
         (None, None) => Err(unusable("the kubeconfig's user has no credentials")),
     }
 }
@@ -281,7 +293,11 @@ fn inline_or_file(field: &str, inline: Option<&str>, path: Option<&str>, read: R
         (Some(data), _) => {
             let compact: String = data.split_ascii_whitespace().collect();
             let bytes = BASE64_STANDARD.decode(compact).map_err(|_| {
-                Failure::new(Kind::Kubeconfig, format!("{field}-data in the kubeconfig is no base64"), "copy the kubeconfig again, whole")
+                Failure::new(
+                    Kind::Kubeconfig,
+                    format!("{field}-data in the kubeconfig is no base64"),
+                    "copy the kubeconfig again, whole",
+                )
             })?;
             Ok(Some(bytes))
         }

@@ -55,9 +55,9 @@ fn is_qualified(text: &str) -> bool {
 
 fn is_subdomain(text: &str) -> bool {
     text.len() <= 253
-        && text.split('.').all(|label| {
-            is_qualified(label) && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        })
+        && text
+            .split('.')
+            .all(|label| is_qualified(label) && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
 }
 
 impl fmt::Display for Label {
@@ -76,9 +76,21 @@ mod tests {
             assert_eq!(good.parse::<Label>().unwrap().to_string(), good);
         }
         let long = format!("a={}", "x".repeat(64));
-        for bad in ["region", "=x", "a=b=c", "a=b,c=d", "a b=c", "-a=b", "a=-b", "/a=b", "A.B/a=b", "a=b\n", &long, "xregion.oam.dev/x=y",
-            "cluster.core.oam.dev/cluster-credential-type=X509Certificate"]
-        {
+        for bad in [
+            "region",
+            "=x",
+            "a=b=c",
+            "a=b,c=d",
+            "a b=c",
+            "-a=b",
+            "a=-b",
+            "/a=b",
+            "A.B/a=b",
+            "a=b\n",
+            &long,
+            "xregion.oam.dev/x=y",
+            "cluster.core.oam.dev/cluster-credential-type=X509Certificate",
+        ] {
             assert_eq!(bad.parse::<Label>().unwrap_err().kind, Kind::Label, "{bad:?}");
         }
     }

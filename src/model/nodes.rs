@@ -32,7 +32,12 @@ fn entry_node(node: &Node, settings: &Nodes) -> Option<EntryNode> {
     }
     let status = node.status.as_ref()?;
     let wanted = settings.address_type.as_str();
-    let ip = status.addresses.iter().flatten().filter(|address| address.type_ == wanted).find_map(|address| address.address.parse().ok())?;
+    let ip = status
+        .addresses
+        .iter()
+        .flatten()
+        .filter(|address| address.type_ == wanted)
+        .find_map(|address| address.address.parse().ok())?;
     let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     Some(EntryNode { name: node.metadata.name.clone()?, ip, ready })
 }

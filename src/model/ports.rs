@@ -72,7 +72,8 @@ pub fn choose(service: &[Value], name: &str, asked: Option<u16>, range: NodePort
     if let Some(mine) = mine.filter(|mine| mine.node == node) {
         return Ok(mine);
     }
-    let listening: BTreeSet<u16> = others().flat_map(|entry| [number(&entry["port"]), number(&entry["targetPort"])]).flatten().collect();
+    let listening: BTreeSet<u16> =
+        others().flat_map(|entry| [number(&entry["port"]), number(&entry["targetPort"])]).flatten().collect();
     // As in the article, 8000 goes with 30000, 8001 with 30001, ...; beside entries made otherwise, the next free one does.
     let paired = FIRST_LISTEN.saturating_add(node.saturating_sub(range.first));
     let listen = (paired..).chain(FIRST_LISTEN..paired).find(|port| !listening.contains(port)).unwrap_or(paired);
@@ -126,7 +127,8 @@ mod tests {
     #[test]
     fn a_port_that_is_not_free_is_refused() {
         let full = service(&[("a", 1, 30000), ("b", 2, 30001), ("c", 3, 30002), ("d", 4, 30003)]);
-        let kind = |asked, elsewhere: &[u16]| choose(&full, "me", asked, RANGE, &elsewhere.iter().copied().collect()).unwrap_err().kind;
+        let kind =
+            |asked, elsewhere: &[u16]| choose(&full, "me", asked, RANGE, &elsewhere.iter().copied().collect()).unwrap_err().kind;
         assert_eq!(kind(None, &[]), Kind::NodePortsExhausted);
         assert_eq!(kind(Some(30001), &[]), Kind::NodePortTaken);
         assert_eq!(kind(Some(31000), &[]), Kind::NodePortTaken);

@@ -41,7 +41,8 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Op
     if now == *wanted {
         return Ok(None);
     }
-    let record = serde_json::to_string(&wanted.record).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
+    let record =
+        serde_json::to_string(&wanted.record).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
     let mut patch = json!({"metadata": {
         // Whoever changes the Deployment meanwhile makes this a conflict (409), and the rule is applied anew.
         "resourceVersion": deployment["metadata"]["resourceVersion"],
@@ -100,7 +101,11 @@ pub fn progress(deployment: &Deployment) -> Progress {
     if status.observed_generation.unwrap_or(0) < deployment.metadata.generation.unwrap_or(0) {
         return Progress::Waiting("the Deployment's change to be seen".into());
     }
-    let stuck = status.conditions.iter().flatten().find(|c| c.type_ == "Progressing" && c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
+    let stuck = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "Progressing" && c.reason.as_deref() == Some("ProgressDeadlineExceeded"));
     if let Some(condition) = stuck {
         return Progress::Stuck(condition.message.clone().unwrap_or_default());
     }

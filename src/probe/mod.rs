@@ -82,7 +82,10 @@ impl Probed {
         answered("read its version", self.client.apiserver_version()).await?;
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let system = answered("read namespace kube-system", namespaces.get("kube-system")).await?;
-        system.metadata.uid.ok_or_else(|| Failure::new(Kind::Unexpected, "the cluster's namespace kube-system has no UID", "report this"))
+        system
+            .metadata
+            .uid
+            .ok_or_else(|| Failure::new(Kind::Unexpected, "the cluster's namespace kube-system has no UID", "report this"))
     }
 
     /// Sees to the namespace that KubeVela works in. Doing it here leaves `vela cluster join` nothing to fail at.
@@ -105,7 +108,11 @@ impl Probed {
 
 async fn answered<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T> {
     let silent = |why: String| {
-        Failure::new(Kind::UpstreamSilent, format!("the cluster's API server did not {what}: {why}"), "check that it is healthy, then try again")
+        Failure::new(
+            Kind::UpstreamSilent,
+            format!("the cluster's API server did not {what}: {why}"),
+            "check that it is healthy, then try again",
+        )
     };
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(Ok(value)) => Ok(value),

@@ -30,7 +30,8 @@ pub async fn certificate_names(door: &Door, name: &ApiHost, access: &Access) -> 
     let stream = dial(door).await?;
     let connected = Instant::now();
     let server_name = match name {
-        ApiHost::Dns(name) => ServerName::try_from(name.to_string()).map_err(|error| Failure::new(Kind::Server, error.to_string(), "check the server in the kubeconfig"))?,
+        ApiHost::Dns(name) => ServerName::try_from(name.to_string())
+            .map_err(|error| Failure::new(Kind::Server, error.to_string(), "check the server in the kubeconfig"))?,
         ApiHost::Ip(ip) => ServerName::IpAddress((*ip).into()),
     };
     let connector = TlsConnector::from(Arc::new(client_config(access)?));
@@ -103,7 +104,9 @@ fn explain(door: &Door, name: &ApiHost, access: &Access, error: &std::io::Error,
             format!("{upstream} does not speak TLS"),
             "check host and port of the server in the kubeconfig",
         ),
-        Some(other) => Failure::new(Kind::Certificate, format!("no TLS connection to {upstream}: {other}"), "check that it is an API server"),
+        Some(other) => {
+            Failure::new(Kind::Certificate, format!("no TLS connection to {upstream}: {other}"), "check that it is an API server")
+        }
         None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
             // nginx closes our connection when it gets none upstream: at once if it is refused, after its patience if nobody answers.
             if elapsed < door.upstream_patience.mul_f32(0.8) {
@@ -201,7 +204,10 @@ mod tests {
         let certificate = params.signed_by(&key, &authority.issuer).unwrap();
         let config = rustls::ServerConfig::builder()
             .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
             .unwrap();
         serve(|stream| async move {
             let _ = TlsAcceptor::from(Arc::new(config)).accept(stream).await;
@@ -238,7 +244,9 @@ mod tests {
     async fn an_ended_connection_is_told_by_when_it_ended() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = authority();
-        let kind = async |door: Door| certificate_names(&door, &"x.example".parse().unwrap(), &access("x.example", &ca)).await.unwrap_err().kind;
+        let kind = async |door: Door| {
+            certificate_names(&door, &"x.example".parse().unwrap(), &access("x.example", &ca)).await.unwrap_err().kind
+        };
         assert_eq!(kind(serve(|stream| async move { drop(stream) }).await).await, Kind::UpstreamRefusing);
         let slow = serve(|stream| async move {
             sleep(Duration::from_millis(500)).await;

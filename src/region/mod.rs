@@ -72,10 +72,12 @@ impl Region {
     /// The names of the proxies that are ready.
     pub async fn ready_proxies(&self) -> Result<Vec<String>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let list = call(&self.name, "list the proxies", pods.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
+        let list =
+            call(&self.name, "list the proxies", pods.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
         let ready = |pod: &Pod| {
             let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-            pod.metadata.deletion_timestamp.is_none() && conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+            pod.metadata.deletion_timestamp.is_none()
+                && conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
         };
         Ok(list.items.iter().filter(|pod| ready(pod)).map(|pod| pod.name_any()).collect())
     }
@@ -83,7 +85,12 @@ impl Region {
     /// What each proxy reports, by its name.
     pub async fn reports(&self) -> Result<BTreeMap<String, Report>> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let list = call(&self.name, "list the proxies' Leases", leases.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
+        let list = call(
+            &self.name,
+            "list the proxies' Leases",
+            leases.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}"))),
+        )
+        .await?;
         let report = |lease: &Lease| serde_json::from_str(lease.annotations().get(APPLIED)?).ok();
         Ok(list.items.iter().filter_map(|lease| Some((lease.name_any(), report(lease)?))).collect())
     }

@@ -18,7 +18,9 @@ impl Region {
     pub async fn route(&self, name: &str) -> Result<Option<Route>> {
         let found = call(&self.name, &format!("read route {name}"), self.maps().get_opt(name)).await?;
         Ok(found.and_then(|map| {
-            Route::from_config_map(&map).inspect_err(|why| tracing::warn!(route = name, why, "the route can't be read and is written anew")).ok()
+            Route::from_config_map(&map)
+                .inspect_err(|why| tracing::warn!(route = name, why, "the route can't be read and is written anew"))
+                .ok()
         }))
     }
 
@@ -33,7 +35,8 @@ impl Region {
     pub async fn put_route(&self, route: &Route) -> Result<()> {
         let name = route.name();
         let params = PatchParams::apply(MANAGER).force();
-        call(&self.name, &format!("write route {name}"), self.maps().patch(&name, &params, &Patch::Apply(route.to_config_map()))).await?;
+        call(&self.name, &format!("write route {name}"), self.maps().patch(&name, &params, &Patch::Apply(route.to_config_map())))
+            .await?;
         Ok(())
     }
 

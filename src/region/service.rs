@@ -32,7 +32,10 @@ impl Region {
 
     async fn service(&self) -> Result<Option<Value>> {
         let found = call(&self.name, &format!("read Service {NAMESPACE}/{SERVICE}"), self.services().get_opt(SERVICE)).await?;
-        found.map(serde_json::to_value).transpose().map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
+        found
+            .map(serde_json::to_value)
+            .transpose()
+            .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
     }
 
     /// The ports that a cluster has on the Service.
@@ -76,7 +79,8 @@ impl Region {
             if left.len() == now.len() {
                 return Ok(());
             }
-            let written = if left.is_empty() { self.delete_service(&service).await? } else { self.patch_ports(&service, &left).await? };
+            let written =
+                if left.is_empty() { self.delete_service(&service).await? } else { self.patch_ports(&service, &left).await? };
             if matches!(written, Write::Done) {
                 return Ok(());
             }
@@ -113,7 +117,9 @@ impl Region {
             Ok(()) => Ok(Write::Done),
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Write::Conflict),
             // Kubernetes tells it only in the text, and in two ways: 422 for another Service's port, 500 within the same one.
-            Err(kube::Error::Api(status)) if status.message.contains("already allocated") || status.message.contains("duplicate nodePort") => {
+            Err(kube::Error::Api(status))
+                if status.message.contains("already allocated") || status.message.contains("duplicate nodePort") =>
+            {
                 Ok(Write::NodePortTaken)
             }
             Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{SERVICE}"), async { Err(error) }).await,
