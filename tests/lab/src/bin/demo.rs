@@ -26,7 +26,8 @@ enum Demo {
 }
 
 /// The demo's Applications (files in `examples/`), in the order in which they are made.
-const APPLICATIONS: [(&str, &str); 3] = [("region-east", "region.yaml"), ("join-business-a", "membership.yaml"), ("hello", "workload.yaml")];
+const APPLICATIONS: [(&str, &str); 3] =
+    [("region-east", "region.yaml"), ("join-business-a", "membership.yaml"), ("hello", "workload.yaml")];
 
 fn main() -> ExitCode {
     let done = match Demo::parse() {
@@ -73,7 +74,13 @@ fn up() -> Result<()> {
     let kubeconfig = tempfile::NamedTempFile::new()?;
     std::fs::write(kubeconfig.path(), lab.user_kubeconfig("business-a")?)?;
     let _ = lab.run(USER, &["kubectl", "-n", NAMESPACE, "delete", "secret", "business-a-kubeconfig", "--ignore-not-found"])?;
-    show(&lab, &format!("kubectl -n {NAMESPACE} create secret generic business-a-kubeconfig --from-file=kubeconfig={}", kubeconfig.path().display()))?;
+    show(
+        &lab,
+        &format!(
+            "kubectl -n {NAMESPACE} create secret generic business-a-kubeconfig --from-file=kubeconfig={}",
+            kubeconfig.path().display()
+        ),
+    )?;
     show(&lab, &format!("kubectl -n {NAMESPACE} label secret business-a-kubeconfig xregion.oam.dev/kubeconfig=true"))?;
     let load = Load::start(&lab, &["proxy-west"])?;
     println!("(from here on, 20 requests a second go to another cluster, proxy-west)");
