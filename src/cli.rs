@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::agent::AgentArgs;
 use crate::hub::progress::Job;
 use crate::model::labels::Label;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, SecretName};
 
 /// Joins Kubernetes clusters that a KubeVela hub has no route to, through a proxy cluster in their region.
 #[derive(Debug, Parser)]
@@ -52,7 +52,7 @@ pub struct JoinArgs {
     pub context: Option<String>,
     /// A Secret in vela-system of the hub that holds the kubeconfig, labelled xregion.oam.dev/kubeconfig=true.
     #[arg(long, value_name = "NAME")]
-    pub secret: Option<String>,
+    pub secret: Option<SecretName>,
     /// The key in that Secret.
     #[arg(long, value_name = "KEY", default_value = "kubeconfig")]
     pub secret_key: String,

@@ -56,7 +56,7 @@ impl Remote {
         };
         let template = this.template().await?;
         let (secret, key) = match &order.source {
-            Source::Secret { name, key } => (name.clone(), key.clone()),
+            Source::Secret { name, key } => (name.to_string(), key.clone()),
             Source::Read(_) => (this.name.clone(), SECRET_KEY.to_owned()),
         };
         let mut job = template;

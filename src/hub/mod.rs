@@ -13,7 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
 use crate::error::{Failure, Kind, Result};
-use crate::model::names::{ClusterName, HubId, NAMESPACE};
+use crate::model::names::{ClusterName, HubId, NAMESPACE, SecretName};
 
 /// How long any single call may take before it is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -75,14 +75,17 @@ impl Hub {
     }
 
     /// The kubeconfig in a Secret of `vela-system` that opted in.
-    pub async fn kubeconfig(&self, name: &str, key: &str) -> Result<Vec<u8>> {
-        let secret = call(&format!("read Secret {NAMESPACE}/{name}"), self.secrets().get_opt(name)).await?.ok_or_else(|| {
-            Failure::new(
-                Kind::SecretMissing,
-                format!("Secret {NAMESPACE}/{name} does not exist"),
-                format!("kubectl -n {NAMESPACE} create secret generic {name} --from-file={key}=FILE, then label it {OPT_IN}=true"),
-            )
-        })?;
+    pub async fn kubeconfig(&self, name: &SecretName, key: &str) -> Result<Vec<u8>> {
+        let secret =
+            call(&format!("read Secret {NAMESPACE}/{name}"), self.secrets().get_opt(name.as_str())).await?.ok_or_else(|| {
+                Failure::new(
+                    Kind::SecretMissing,
+                    format!("Secret {NAMESPACE}/{name} does not exist"),
+                    format!(
+                        "kubectl -n {NAMESPACE} create secret generic {name} --from-file={key}=FILE, then label it {OPT_IN}=true"
+                    ),
+                )
+            })?;
         if secret.metadata.labels.as_ref().and_then(|labels| labels.get(OPT_IN)).map(String::as_str) != Some("true") {
             return Err(Failure::new(
                 Kind::SecretNotOptedIn,

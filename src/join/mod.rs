@@ -18,7 +18,7 @@ use crate::hub::progress::{Progress, Stage};
 use crate::model::aliases::HostAliases;
 use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
-use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE};
+use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::route::Route;
 use crate::region::Region;
@@ -51,7 +51,7 @@ pub enum Source {
     /// In a Secret of `vela-system` on the hub.
     Secret {
         /// The Secret's name.
-        name: String,
+        name: SecretName,
         /// The key in it.
         key: String,
     },

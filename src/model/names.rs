@@ -74,6 +74,38 @@ impl fmt::Display for ClusterName {
     }
 }
 
+/// The name of a Secret: an RFC 1123 subdomain, so that it can't lead to another object by its path.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SecretName(String);
+
+impl SecretName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SecretName {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        if text.len() > 253 || !text.split('.').all(is_rfc1123_label) {
+            return Err(Failure::new(
+                Kind::SecretMissing,
+                format!("{text:?} is no name that a Secret can have"),
+                format!("give the name of a Secret in {NAMESPACE}"),
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A DNS name in lower case that may stand in a hosts file: RFC 1123, no wildcard, no trailing dot.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct DnsName(String);
@@ -196,6 +228,14 @@ mod tests {
         }
         for bad in ["", "local", "A", "a_b", "a.b", "-a", "a-", "a\n", "ä", "a;b", "a b", &"x".repeat(64)] {
             assert_eq!(bad.parse::<ClusterName>().unwrap_err().kind, Kind::ClusterName, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn secret_names_lead_nowhere_else() {
+        assert!("business-a.kubeconfig".parse::<SecretName>().is_ok());
+        for bad in ["", "../configmaps/x", "a/b", "a?b", "A", "a..b", "%2e%2e"] {
+            assert_eq!(bad.parse::<SecretName>().unwrap_err().kind, Kind::SecretMissing, "{bad:?}");
         }
     }
 

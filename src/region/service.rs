@@ -138,3 +138,6 @@ impl Region {
 fn entries(service: Option<&Value>) -> Vec<Value> {
     service.and_then(|service| service["spec"]["ports"].as_array().cloned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

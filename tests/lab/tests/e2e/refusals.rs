@@ -97,6 +97,7 @@ fn label_that_is_none() {
 fn secret_missing_or_without_the_key_or_not_opted_in() {
     joined();
     refused(12, "Secret vela-system/nowhere does not exist", properties("new", "proxy-east", "nowhere", json!({})));
+    refused(12, "is no name that a Secret can have", properties("new", "proxy-east", "../configmaps/xregion-job", json!({})));
     lab().put_kubeconfig("brought", "x").unwrap();
     let mut other_key = properties("new", "proxy-east", "brought", json!({}));
     other_key["kubeconfig"]["key"] = json!("config");

@@ -10,7 +10,7 @@ use serde_json::json;
 use xregion_lab::load::{Load, Outcome};
 use xregion_lab::progress::Progress;
 use xregion_lab::site;
-use xregion_lab::{BusinessSpec, Lab, Region};
+use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
 
 use crate::by_hand::{self, Steps};
 
@@ -20,8 +20,8 @@ pub const JOINS: usize = 5;
 pub const BYSTANDER: &str = "proxy-west";
 /// Names of business clusters start with it.
 pub const PREFIX: &str = "bench-";
-/// How long a join may take before it counts as not measurable.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// How long a cluster may take to become usable once `vela up` or the script has returned.
+const PATIENCE: Duration = Duration::from_secs(90);
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Addresses of business clusters, of those the lab leaves to its users.
 const FIRST_ADDRESS: u8 = 230;
@@ -43,13 +43,15 @@ impl<'a> Fresh<'a> {
             // Before it is there: half a cluster is to be stopped, too.
             fresh.names.push(name.clone());
             lab.start_business(&BusinessSpec {
-                name,
+                name: name.clone(),
                 region: Region::East,
                 host: FIRST_ADDRESS + number,
                 port: 443,
                 server: Some(format!("https://{}", host.to_ascii_uppercase())),
                 names: vec![host],
             })?;
+            // Nodes remember whose address it was in the run before.
+            lab.mend_link(&name, Bridge::East)?;
         }
         Ok(fresh)
     }
@@ -89,22 +91,34 @@ pub struct Side {
     pub load: Outcome,
 }
 
-/// Joins clusters one after another under load, each by `join`, which gives the steps it knows of.
-pub fn under_load(
+/// The article's way.
+pub fn by_hand(lab: &Lab, progress: &Progress, clusters: &[String]) -> Result<Side> {
+    by_hand::prepare(lab)?;
+    under_load(lab, progress, clusters, |number, cluster| {
+        let started = Instant::now();
+        let steps = by_hand::join(lab, cluster, number)?;
+        Ok((await_usable(lab, cluster, started)?, steps))
+    })
+}
+
+/// xregion's way.
+pub fn xregion(lab: &Lab, progress: &Progress, clusters: &[String]) -> Result<Side> {
+    under_load(lab, progress, clusters, |_, cluster| Ok((by_application(lab, cluster)?, Steps::new())))
+}
+
+/// Joins clusters one after another under load, each by `join`, which gives the seconds it took.
+fn under_load(
     lab: &Lab,
     progress: &Progress,
     clusters: &[String],
-    join: impl Fn(u16, &str) -> Result<(Instant, Steps)>,
-    settle: impl Fn(&str) -> Result<()>,
+    join: impl Fn(u16, &str) -> Result<(f64, Steps)>,
 ) -> Result<Side> {
     let load = Load::start(lab, &[BYSTANDER])?;
     let mut joins = Vec::new();
     let mut spans = Vec::new();
     for (number, cluster) in (0..).zip(clusters) {
         let begun = load.elapsed();
-        let (started, steps) = join(number, cluster)?;
-        let usable = await_usable(lab, cluster, started)?;
-        settle(cluster)?;
+        let (usable, steps) = join(number, cluster)?;
         spans.push(begun..load.elapsed());
         progress.step(&format!("  {cluster} usable after {usable:.1} s {}", told(&steps)));
         joins.push(Timed { usable, failed: 0, steps });
@@ -117,62 +131,28 @@ pub fn under_load(
     Ok(Side { joins, load })
 }
 
-/// The article's way.
-pub fn by_hand(lab: &Lab, progress: &Progress, clusters: &[String]) -> Result<Side> {
-    by_hand::prepare(lab)?;
-    under_load(
-        lab,
-        progress,
-        clusters,
-        |number, cluster| {
-            let started = Instant::now();
-            Ok((started, by_hand::join(lab, cluster, number)?))
-        },
-        |_| Ok(()),
-    )
-}
-
-/// xregion's way: a membership Application.
-pub fn xregion(lab: &Lab, progress: &Progress, clusters: &[String]) -> Result<Side> {
-    under_load(
-        lab,
-        progress,
-        clusters,
-        |_, cluster| Ok((vela_up(lab, cluster)?, Steps::new())),
-        |cluster| lab.await_running(&application(cluster)).map(drop),
-    )
-}
-
-/// The same without load; seconds.
-pub fn unloaded(lab: &Lab, cluster: &str) -> Result<f64> {
-    let started = vela_up(lab, cluster)?;
-    let usable = await_usable(lab, cluster, started)?;
-    lab.await_running(&application(cluster))?;
-    Ok(usable)
-}
-
-fn application(cluster: &str) -> String {
-    format!("join-{cluster}")
-}
-
-fn vela_up(lab: &Lab, cluster: &str) -> Result<Instant> {
-    let secret = format!("{cluster}-kubeconfig");
+/// Joins by a membership Application; seconds from `vela up` until the cluster is usable. Returns when the Application runs.
+pub fn by_application(lab: &Lab, cluster: &str) -> Result<f64> {
+    let (name, secret) = (format!("join-{cluster}"), format!("{cluster}-kubeconfig"));
     lab.put_kubeconfig(&secret, &lab.user_kubeconfig(cluster)?)?;
     let properties = json!({"cluster": cluster, "region": "proxy-east", "kubeconfig": {"secret": secret}});
-    let membership = site::membership(&application(cluster), &properties);
     let started = Instant::now();
-    lab.vela_up(&membership)?;
-    Ok(started)
+    lab.vela_up(&site::membership(&name, &properties))?;
+    let usable = await_usable(lab, cluster, started);
+    // A join that failed says why.
+    lab.await_running(&name)?;
+    usable
 }
 
 /// Waits until a namespace of the cluster can be read through the hub's aggregated API; seconds since `started`.
 fn await_usable(lab: &Lab, cluster: &str, started: Instant) -> Result<f64> {
     lab.with_client("hub", |client: Client| async move {
+        let asked = Instant::now();
         loop {
             if readable(&client, cluster).await.is_ok() {
                 return Ok(started.elapsed().as_secs_f64());
             }
-            ensure!(started.elapsed() < PATIENCE, "{cluster} was not usable within {} s", PATIENCE.as_secs());
+            ensure!(asked.elapsed() < PATIENCE, "{cluster} was not usable within {} s", PATIENCE.as_secs());
             tokio::time::sleep(ASK_EVERY).await;
         }
     })

@@ -93,7 +93,7 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64
     let side = joins::xregion(lab, progress, loaded)?;
     progress.step("xregion: joining without load");
     let (unloaded, last) = rest.split_at(UNLOADED);
-    let unloaded = unloaded.iter().map(|cluster| joins::unloaded(lab, cluster)).collect::<Result<_>>()?;
+    let unloaded = unloaded.iter().map(|cluster| joins::by_application(lab, cluster)).collect::<Result<_>>()?;
 
     progress.step("xregion: routes");
     let routes = route_live::measure(lab, &loaded[0])?;

@@ -1,0 +1,133 @@
+use http::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tower_test::mock;
+
+use super::*;
+
+type Handle = mock::Handle<Request<Body>, Response<Body>>;
+
+const PATH: &str = "/api/v1/namespaces/vela-system/services";
+
+/// A region whose API answers, in this order, requests of these methods with these statuses and bodies; gives what was sent.
+async fn scenario<T>(run: impl AsyncFnOnce(Region) -> T, answers: Vec<(Method, u16, Value)>) -> (T, Vec<(String, Value)>) {
+    let (service, handle) = mock::pair::<Request<Body>, Response<Body>>();
+    let region = Region {
+        name: "proxy-east".parse().unwrap(),
+        settings: crate::model::region::Region::parse(
+            r#"{"nodes":{"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{},
+                "timeouts":{"connectSeconds":3,"idleSeconds":1,"drainSeconds":1}}"#,
+        )
+        .unwrap(),
+        client: Client::new(service, "default"),
+    };
+    let server = tokio::spawn(serve(handle, answers));
+    let result = run(region).await;
+    (result, server.await.unwrap())
+}
+
+async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>) -> Vec<(String, Value)> {
+    let mut sent = Vec::new();
+    for (method, status, body) in answers {
+        let (request, respond) = handle.next_request().await.unwrap();
+        assert_eq!(request.method(), method);
+        assert!(request.uri().path().starts_with(PATH), "{}", request.uri());
+        let bytes = request.into_body().collect_bytes().await.unwrap();
+        sent.push((method.to_string(), serde_json::from_slice(&bytes).unwrap_or_default()));
+        let response = Response::builder().status(status).header("content-type", "application/json");
+        respond.send_response(response.body(Body::from(serde_json::to_vec(&body).unwrap())).unwrap());
+    }
+    sent
+}
+
+fn service(version: &str, ports: &[Value]) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports}})
+}
+
+fn refusal(code: u16, message: &str) -> Value {
+    let reason = if code == 404 { "NotFound" } else { "Whatever" };
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": reason})
+}
+
+fn foreign() -> Value {
+    json!({"name": "theirs", "port": 9000, "targetPort": "https", "nodePort": 30000, "appProtocol": "x"})
+}
+
+#[tokio::test]
+async fn the_first_join_makes_the_service_and_passes_over_ports_of_others() {
+    let (ports, sent) = scenario(
+        async |region| region.take_ports("a", None).await,
+        vec![
+            (Method::GET, 404, refusal(404, "not found")),
+            (Method::POST, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
+            (Method::GET, 404, refusal(404, "not found")),
+            (Method::POST, 201, service("1", &[])),
+        ],
+    )
+    .await;
+    assert_eq!(ports.unwrap(), Ports { listen: 8001, node: 30001 });
+    let made = &sent[3].1;
+    assert_eq!(made["spec"]["selector"], json!({"xregion.oam.dev/kind": "proxy"}));
+    assert_eq!(
+        made["spec"]["ports"],
+        json!([{"name": "a", "port": 8001, "targetPort": 8001, "nodePort": 30001, "protocol": "TCP"}])
+    );
+}
+
+#[tokio::test]
+async fn a_write_of_somebody_else_meanwhile_is_taken_into_account() {
+    let other = ports::entry("b", Ports { listen: 8001, node: 30001 });
+    let (ports, sent) = scenario(
+        async |region| region.take_ports("a", None).await,
+        vec![
+            (Method::GET, 200, service("1", &[foreign()])),
+            (Method::PATCH, 409, refusal(409, "the object has been modified")),
+            (Method::GET, 200, service("2", &[foreign(), other.clone()])),
+            (Method::PATCH, 200, service("3", &[])),
+        ],
+    )
+    .await;
+    let ports = ports.unwrap();
+    assert_eq!(ports, Ports { listen: 8002, node: 30002 });
+    assert_eq!(
+        sent[3].1,
+        json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), other, ports::entry("a", ports)]}})
+    );
+}
+
+#[tokio::test]
+async fn ports_that_are_there_are_not_written_again() {
+    let mine = ports::entry("a", Ports { listen: 8004, node: 30004 });
+    let (ports, sent) =
+        scenario(async |region| region.take_ports("a", None).await, vec![(Method::GET, 200, service("1", &[mine]))]).await;
+    assert_eq!((ports.unwrap().node, sent.len()), (30004, 1));
+}
+
+#[tokio::test]
+async fn a_node_port_asked_for_and_taken_is_told_and_not_retried() {
+    for (code, message) in [(422, "provided port is already allocated"), (500, "duplicate nodePort: 30005")] {
+        let answers = vec![(Method::GET, 200, service("1", &[foreign()])), (Method::PATCH, code, refusal(code, message))];
+        let (ports, _) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
+        assert_eq!(ports.unwrap_err().kind, Kind::NodePortTaken);
+    }
+}
+
+#[tokio::test]
+async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
+    let mine = ports::entry("a", Ports { listen: 8000, node: 30000 });
+    let other = ports::entry("b", Ports { listen: 8001, node: 30001 });
+    let (released, sent) = scenario(
+        async |region| region.release_ports("a").await,
+        vec![
+            (Method::GET, 200, service("1", std::slice::from_ref(&mine))),
+            (Method::DELETE, 409, refusal(409, "the resourceVersion in the precondition does not match")),
+            (Method::GET, 200, service("2", &[mine, other.clone()])),
+            (Method::PATCH, 200, service("3", &[])),
+        ],
+    )
+    .await;
+    released.unwrap();
+    assert_eq!(sent[1].1["preconditions"], json!({"resourceVersion": "1", "uid": "u"}));
+    assert_eq!(sent[3].1["spec"]["ports"], json!([other]));
+}
