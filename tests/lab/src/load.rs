@@ -249,7 +249,7 @@ mod tests {
         Sample {
             at: Duration::from_millis(at),
             way,
-            kept: at % 100 == 0,
+            kept: at.is_multiple_of(100),
             cluster: "c".to_owned(),
             answered: answered.map(Duration::from_millis).map_err(str::to_owned),
         }

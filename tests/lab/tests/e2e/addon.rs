@@ -15,7 +15,7 @@ fn a_enabled_by_name_from_a_registry_it_says_what_comes_next() {
     let told = lab().enable("xregion", &[]).unwrap();
     assert!(told.contains("enabled successfully"), "{told}");
     assert!(told.contains("xregion-proxy"), "the notes don't name the next step: {told}");
-    eventually("the addon enabled", || is_enabled());
+    eventually("the addon enabled", is_enabled);
     // Of workflow steps, `vela show` 1.10.9 shows none, not even its own.
     let shown = lab().vela(&["show", "xregion-proxy"]).unwrap();
     assert!(shown.contains("Number of proxies"), "{shown}");
@@ -57,5 +57,5 @@ fn d_disabled_it_leaves_nothing_and_is_enabled_again_from_a_directory() {
     let directory = Dist::find().unwrap().addon();
     let told = lab().enable(directory.to_str().unwrap(), &[]).unwrap();
     assert!(told.contains("enabled successfully"), "{told}");
-    eventually("the addon enabled", || is_enabled());
+    eventually("the addon enabled", is_enabled);
 }
