@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, OPT_IN, call};
-use crate::join::{Joined, Order, Source};
+use crate::join::{Order, Source};
+use crate::model::joined::Joined;
 use crate::model::names::{NAMESPACE, short_hash};
 
 /// ConfigMap of the addon with the Job's manifest, complete but for name, arguments and deadline.

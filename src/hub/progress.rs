@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{Hub, call};
 use crate::error::{Failure, Result};
-use crate::join::Joined;
+use crate::model::joined::Joined;
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 
 /// Label value (of [`KIND`]) of these ConfigMaps.

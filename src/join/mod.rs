@@ -4,8 +4,7 @@
 mod admit;
 mod prove;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,9 +15,10 @@ use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::Gateway;
 use crate::hub::progress::{Progress, Stage};
 use crate::model::aliases::HostAliases;
+use crate::model::joined::Joined;
 use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
-use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName};
+use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::route::Route;
 use crate::region::Region;
@@ -57,63 +57,6 @@ pub enum Source {
     },
     /// It was read already.
     Read(Box<Access>),
-}
-
-/// What a join came to.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Joined {
-    /// Whether anything was changed.
-    pub changed: bool,
-    /// The server that the hub connects to.
-    pub endpoint: String,
-    /// The node port in the region.
-    pub node_port: u16,
-    /// The addresses that the alias leads to.
-    pub node_ips: BTreeSet<IpAddr>,
-    /// The API server as the region sees it.
-    pub host: ApiHost,
-    /// The host name that leads to the region's nodes on the hub.
-    pub alias: DnsName,
-}
-
-impl Joined {
-    /// As the values that a later workflow step, or a shell that follows the Job, may use.
-    pub fn to_outputs(&self) -> BTreeMap<&'static str, String> {
-        [
-            ("changed", self.changed.to_string()),
-            ("endpoint", self.endpoint.clone()),
-            ("nodePort", self.node_port.to_string()),
-            ("nodeIPs", self.node_ips()),
-            ("host", self.host.to_string()),
-            ("alias", self.alias.to_string()),
-        ]
-        .into()
-    }
-
-    /// Reads those values back.
-    pub fn from_outputs(outputs: &BTreeMap<String, String>) -> Option<Self> {
-        let get = |key: &str| outputs.get(key).map(String::as_str);
-        Some(Self {
-            changed: get("changed")? == "true",
-            endpoint: get("endpoint")?.to_owned(),
-            node_port: get("nodePort")?.parse().ok()?,
-            node_ips: get("nodeIPs")?.split(',').map(|ip| ip.parse().ok()).collect::<Option<_>>()?,
-            host: get("host")?.parse().ok()?,
-            alias: get("alias")?.parse().ok()?,
-        })
-    }
-
-    fn node_ips(&self) -> String {
-        self.node_ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
-    }
-}
-
-/// In a sentence, as a step's message shows it.
-impl fmt::Display for Joined {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.changed { "joined" } else { "nothing to change" };
-        write!(f, "{what}: {} leads to {}, and from there to {}", self.endpoint, self.node_ips(), self.host)
-    }
 }
 
 /// Joins a cluster. `undo` holds, at every await, what would have to be undone if it ended there.

@@ -1,6 +1,7 @@
 //! The rules, as pure functions over typed values: no client, no clock, no runtime.
 
 pub mod aliases;
+pub mod joined;
 pub mod kubeconfig;
 pub mod labels;
 pub mod membership;

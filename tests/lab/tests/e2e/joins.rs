@@ -1,9 +1,11 @@
 //! Joins as users do them: one step in an Application, on clusters of every form.
 
 use serde_json::json;
-use xregion_lab::site::{self, NAMESPACE};
+use xregion_lab::load::Load;
+use xregion_lab::site::{self, GATEWAY, NAMESPACE};
+use xregion_lab::{BusinessSpec, Region};
 
-use super::fixture::{Snapshot, identity, join, joined, lab, properties, regions, through_gateway};
+use super::fixture::{Snapshot, eventually, identity, join, joined, lab, properties, regions, through_gateway};
 
 fn annotation(cluster: &str, key: &str) -> String {
     let path = format!("jsonpath={{.metadata.annotations.xregion\\.oam\\.dev/{key}}}");
@@ -63,9 +65,13 @@ fn c_second_join_changes_nothing_and_says_so() {
 }
 
 #[test]
-fn d_cluster_named_by_an_address_gets_an_alias_from_its_certificate() {
+fn d_cluster_named_by_an_address_gets_an_alias_from_its_certificate_and_no_request_elsewhere_fails() {
+    let load = Load::start(joined(), &["proxy-west", "business-a"]).unwrap();
     let status = join(regions(), "business-b", "proxy-east", json!({"labels": {"tier": "idc"}}));
     assert!(site::message(&status).contains("business-b-master"), "{status}");
+    let outcome = load.stop().unwrap();
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
     is_there("business-b");
     assert_eq!(annotation("business-b", "alias"), "business-b-master");
     assert_eq!(annotation("business-b", "upstream"), "10.80.1.32:6443");
@@ -114,4 +120,98 @@ fn f_region_of_two_nodes_is_entered_by_both() {
         count += 1;
     }
     assert_eq!(count, 2);
+}
+
+/// A further business cluster in region east, under a name of its own.
+fn fresh(host: u8) -> BusinessSpec {
+    let name = format!("fresh-{host}");
+    let server = format!("{name}.idc.example");
+    BusinessSpec { name, region: Region::East, host, port: 443, server: Some(format!("https://{server}")), names: vec![server] }
+}
+
+fn stage(application: &str) -> anyhow::Result<String> {
+    Ok(site::message(&lab().application(application)?["status"]))
+}
+
+#[test]
+fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
+    let lab = joined();
+    let spec = fresh(121);
+    lab.start_business(&spec).unwrap();
+    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    let before = Snapshot::take(lab, "cut-short");
+    lab.vela_up(&site::membership("cut-short", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    // The route is written and the gateway is being changed.
+    eventually("the join rolling the gateway", || {
+        let stage = stage("cut-short")?;
+        anyhow::ensure!(stage.contains("leading"), "{stage}");
+        Ok(())
+    });
+    lab.vela_delete("cut-short").unwrap();
+    eventually("everything taken back", || {
+        let now = Snapshot::take(lab, "cut-short");
+        anyhow::ensure!(now == before, "{now:?}");
+        Ok(())
+    });
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn h_join_that_was_killed_is_finished_by_the_next_one() {
+    let lab = joined();
+    let spec = fresh(122);
+    lab.start_business(&spec).unwrap();
+    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    lab.vela_up(&site::membership("killed", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    let pod = eventually("the join rolling the gateway", || {
+        let stage = stage("killed")?;
+        anyhow::ensure!(stage.contains("leading"), "{stage}");
+        let pods = [
+            "get",
+            "pods",
+            "-n",
+            NAMESPACE,
+            "-l",
+            "xregion.oam.dev/session",
+            "--field-selector=status.phase=Running",
+            "-o",
+            "name",
+        ];
+        let pod = lab.kubectl("hub", &pods)?;
+        anyhow::ensure!(!pod.trim().is_empty(), "no pod runs");
+        Ok(pod.trim().to_owned())
+    });
+    lab.kubectl("hub", &["delete", "-n", NAMESPACE, &pod, "--grace-period=0", "--force"]).unwrap();
+    assert_eq!(lab.await_end("killed").unwrap()["status"], "workflowFailed");
+    lab.vela_delete("killed").unwrap();
+    lab.vela_up(&site::membership("again", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    lab.await_running("again").unwrap();
+    is_there(&spec.name);
+}
+
+#[test]
+fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
+    let lab = joined();
+    let specs = [fresh(123), fresh(124), fresh(125)];
+    for spec in &specs {
+        lab.start_business(spec).unwrap();
+        lab.put_kubeconfig(&spec.name, &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    }
+    let revision = || -> u32 {
+        let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
+        lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path]).unwrap().parse().unwrap()
+    };
+    let before = revision();
+    for spec in &specs {
+        lab.vela_up(&site::membership(&spec.name, &properties(&spec.name, "proxy-east", &spec.name, json!({})))).unwrap();
+    }
+    let mut ports = std::collections::BTreeSet::new();
+    for spec in &specs {
+        lab.await_running(&spec.name).unwrap();
+        is_there(&spec.name);
+        ports.insert(annotation(&spec.name, "node-port"));
+    }
+    assert_eq!(ports.len(), specs.len(), "{ports:?}");
+    let rollouts = revision() - before;
+    assert!((1..=2).contains(&rollouts), "{rollouts} rollouts for {} joins", specs.len());
 }
