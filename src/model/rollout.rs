@@ -70,9 +70,13 @@ fn smooth_containers(pod: &Value, sleep: bool) -> Value {
     if container["readinessProbe"].is_null()
         && let Some(port) = container["ports"][0]["containerPort"].as_u64()
     {
+        // Quick to say that it is ready, slow to say that it is not: where there is one gateway, as in the chart, a busy node must not
+        // take every cluster away.
         container["readinessProbe"] = json!({
             "httpGet": {"path": READY_PATH, "port": port, "scheme": "HTTPS"},
             "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": 12,
         });
     }
     if sleep && container["lifecycle"]["preStop"].is_null() {

@@ -7,17 +7,17 @@ mod way;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::Lab;
-use way::{Connection, Road, connect};
+use way::{Connection, Road, Unsent, connect};
 
 pub use way::Way;
 
@@ -208,7 +208,7 @@ async fn run(
 #[derive(Clone)]
 struct Lane {
     road: Road,
-    kept: Option<std::sync::Arc<tokio::sync::Mutex<Option<Connection>>>>,
+    kept: Option<Arc<Mutex<Option<Connection>>>>,
 }
 
 impl Lane {
@@ -217,12 +217,20 @@ impl Lane {
     }
 
     fn kept(road: Road) -> Self {
-        Self { road, kept: Some(std::sync::Arc::default()) }
+        Self { road, kept: Some(Arc::default()) }
     }
 
     /// One request; the error is what its sender would have seen.
     async fn request(&self, cluster: &str) -> Result<(), String> {
-        let exchange = async { self.connection().await?.get_version(&self.road, cluster).await };
+        let exchange = async {
+            match self.connection().await?.get_version(&self.road, cluster).await {
+                // No retry: the server has not seen it. A pool of connections, client-go's too, takes another one then.
+                Err(error) if self.kept.is_some() && error.is::<Unsent>() => {
+                    self.connection().await?.get_version(&self.road, cluster).await
+                }
+                answered => answered,
+            }
+        };
         match timeout(PATIENCE, exchange).await {
             Ok(answered) => answered.map_err(|error| format!("{error:#}")),
             Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),

@@ -141,6 +141,18 @@ pub async fn connect(road: &Road) -> Result<Connection> {
     Ok(Connection(requests))
 }
 
+/// The connection had ended before a byte of the request was sent.
+#[derive(Debug)]
+pub struct Unsent;
+
+impl fmt::Display for Unsent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection ended before the request")
+    }
+}
+
+impl std::error::Error for Unsent {}
+
 impl Connection {
     pub fn is_open(&self) -> bool {
         !self.0.is_closed()
@@ -154,8 +166,12 @@ impl Connection {
         if let Some(authorization) = &road.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        self.0.ready().await.context("the connection ended")?;
-        let response = self.0.send_request(request.body(Empty::new())?).await.context("sending")?;
+        self.0.ready().await.map_err(|_| Unsent)?;
+        let response = match self.0.try_send_request(request.body(Empty::new())?).await {
+            Ok(response) => response,
+            Err(error) if error.message().is_some() => return Err(Unsent.into()),
+            Err(error) => return Err(error.into_error()).context("sending"),
+        };
         let status = response.status();
         let body = response.into_body().collect().await.context("reading")?.to_bytes();
         ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&body).trim());

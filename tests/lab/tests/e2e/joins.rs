@@ -215,3 +215,24 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     let rollouts = revision() - before;
     assert!((1..=2).contains(&rollouts), "{rollouts} rollouts for {} joins", specs.len());
 }
+
+#[test]
+fn j_pods_pass_the_restricted_pod_security_standard() {
+    let lab = joined();
+    for cluster in ["hub", "proxy-east"] {
+        let label = [
+            "kubectl",
+            "label",
+            "namespace",
+            NAMESPACE,
+            "--overwrite",
+            "--dry-run=server",
+            "pod-security.kubernetes.io/enforce=restricted",
+        ];
+        let output = lab.run(cluster, &label).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        // The API server names the pods that are there and would not be admitted; KubeVela's own are among them on the hub.
+        assert!(!output.stderr.contains("xregion"), "{cluster}: {}", output.stderr);
+        assert_eq!(cluster == "hub", output.stderr.contains("violate"), "{cluster}: {}", output.stderr);
+    }
+}
