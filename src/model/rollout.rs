@@ -8,6 +8,9 @@ use crate::error::{Failure, Kind, Result};
 
 /// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
 const PRE_STOP_SECONDS: u64 = 5;
+/// How long the new pod must have been ready before the old one goes, in seconds, where the old one has no pause yet. kube-proxy
+/// syncs at most once a second: without a distance, the news that the old pod has gone waits behind the news that the new one came.
+const FIRST_READY_SECONDS: u64 = 3;
 /// The gateway's own readiness endpoint; it needs no credentials.
 const READY_PATH: &str = "/readyz";
 
@@ -55,10 +58,17 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Op
         if containers != template["containers"] {
             pod["containers"] = containers;
         }
+        let pauses = !template["containers"][0]["lifecycle"]["preStop"].is_null();
+        let eased = deployment["spec"]["minReadySeconds"] == FIRST_READY_SECONDS;
         patch["spec"] = json!({
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {"spec": pod},
         });
+        if !pauses {
+            patch["spec"]["minReadySeconds"] = json!(FIRST_READY_SECONDS);
+        } else if eased {
+            patch["spec"]["minReadySeconds"] = Value::Null;
+        }
     }
     Ok(Some(patch))
 }
@@ -177,12 +187,14 @@ mod tests {
         assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": 9443, "scheme": "HTTPS"}));
         assert_eq!(pod["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": 5}}}));
         assert_eq!(after["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
+        assert_eq!(after["spec"]["minReadySeconds"], 3, "the old pod has no pause");
         assert_eq!(after["metadata"]["annotations"]["theirs"], "kept");
         assert_eq!(patch(&after, &wanted, true).unwrap(), None);
         // What the container has of its own stays.
         after["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {}});
         let back = patch(&after, &host_aliases(&before).unwrap(), true).unwrap().unwrap();
         assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
+        assert_eq!(back["spec"]["minReadySeconds"], Value::Null, "now it has");
     }
 
     #[test]
