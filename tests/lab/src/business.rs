@@ -58,6 +58,8 @@ impl Lab {
         let control_plane = self.control_plane(&cluster);
         control_plane.make_keys()?;
         net::make_cluster(&cluster)?;
+        // The address may have been another cluster's a moment ago.
+        cluster.home.links.iter().try_for_each(|link| self.plug_in(link))?;
         if let Some(host) = cluster.host() {
             Resolver::new(self.state(), spec.region).set_name(&host, &[cluster.address])?;
         }

@@ -70,7 +70,8 @@ impl Lab {
         self.plug_in(&link(&self.place(place)?, bridge)?)
     }
 
-    fn plug_in(&self, link: &Link) -> Result<()> {
+    /// Connects a cable, and makes its neighbours forget who had its address before.
+    pub(crate) fn plug_in(&self, link: &Link) -> Result<()> {
         net::set_cable(link, true)?;
         net::forget_neighbour(link, &self.places()?)
     }

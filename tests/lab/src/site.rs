@@ -210,5 +210,9 @@ pub fn workload(name: &str, cluster: &str) -> Value {
 #[must_use]
 pub fn message(status: &Value) -> String {
     let steps = status["workflow"]["steps"].as_array().into_iter().flatten();
-    steps.map(|step| format!("{}: {} {}", step["name"], step["phase"], step["message"])).collect::<Vec<_>>().join("; ")
+    let text = |step: &Value, key: &str| step[key].as_str().unwrap_or_default().to_owned();
+    steps
+        .map(|step| format!("{} {}: {}", text(step, "name"), text(step, "phase"), text(step, "message")))
+        .collect::<Vec<_>>()
+        .join("; ")
 }

@@ -58,6 +58,7 @@ pub fn prepare(lab: &Lab) -> Result<()> {
 
     let container = "kubevela-vela-core-cluster-gateway";
     let chart = json!({"spec": {
+        "minReadySeconds": 0,
         "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
         "template": {"spec": {
             "hostAliases": null,

@@ -10,7 +10,7 @@ use serde_json::json;
 use xregion_lab::load::{Load, Outcome};
 use xregion_lab::progress::Progress;
 use xregion_lab::site;
-use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
+use xregion_lab::{BusinessSpec, Lab, Region};
 
 use crate::by_hand::{self, Steps};
 
@@ -50,8 +50,6 @@ impl<'a> Fresh<'a> {
                 server: Some(format!("https://{}", host.to_ascii_uppercase())),
                 names: vec![host],
             })?;
-            // Nodes remember whose address it was in the run before.
-            lab.mend_link(&name, Bridge::East)?;
         }
         Ok(fresh)
     }
