@@ -195,7 +195,7 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     let specs = [fresh(123), fresh(124), fresh(125)];
     for spec in &specs {
         lab.start_business(spec).unwrap();
-        lab.put_kubeconfig(&spec.name, &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+        lab.put_kubeconfig(&format!("{}-kubeconfig", spec.name), &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
     }
     let revision = || -> u32 {
         let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
@@ -203,7 +203,8 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     };
     let before = revision();
     for spec in &specs {
-        lab.vela_up(&site::membership(&spec.name, &properties(&spec.name, "proxy-east", &spec.name, json!({})))).unwrap();
+        let properties = properties(&spec.name, "proxy-east", &format!("{}-kubeconfig", spec.name), json!({}));
+        lab.vela_up(&site::membership(&spec.name, &properties)).unwrap();
     }
     let mut ports = std::collections::BTreeSet::new();
     for spec in &specs {
