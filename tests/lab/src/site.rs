@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use crate::{Lab, wait};
+use crate::{Lab, topology, wait};
 
 /// Namespace of KubeVela and of everything of xregion's.
 pub const NAMESPACE: &str = "vela-system";
@@ -145,8 +145,8 @@ impl Lab {
         )
     }
 
-    /// Takes everything of xregion's users off the lab again: Applications, joined clusters, routes and aliases. The addon and
-    /// the proxy clusters stay. For labs that a run before this one has left something on.
+    /// Takes everything of xregion's users off the lab again: Applications, joined clusters, routes and aliases, and further
+    /// business clusters. The addon and the proxy clusters stay. For labs that a run before this one has left something on.
     pub fn sweep(&self) -> Result<()> {
         self.kubectl("hub", &["delete", "applications", "-n", "default", "--all", "--wait", "--timeout=120s"])?;
         let secrets = self.kubectl(
