@@ -163,6 +163,10 @@ impl Lab {
             self.kubectl(proxy, &["delete", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=route"])?;
             self.kubectl(proxy, &["delete", "service", "-n", NAMESPACE, "cross-region-nginx-proxy-svc", "--ignore-not-found"])?;
         }
+        let fixed = topology::clusters();
+        for further in self.state().clusters()?.iter().filter(|cluster| fixed.iter().all(|one| one.name != cluster.name)) {
+            self.stop_business(&further.name)?;
+        }
         let bare =
             r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
         self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare])?;
