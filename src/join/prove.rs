@@ -11,7 +11,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::progress::{Progress, Stage};
 use crate::model::aliases::Wanted;
-use crate::model::membership::Membership;
+use crate::model::membership::{self, Membership};
 use crate::model::names::{ApiHost, DnsName};
 use crate::model::report::{Reason, Uptake, uptake};
 use crate::model::route::Route;
@@ -160,7 +160,7 @@ impl Join<'_> {
                 "another hub or an old configuration answers on that node port: see the logs of the region's xregion-proxy",
             ));
         }
-        self.check_identity(&identity, &format!("https://{alias}:{node_port}")).await?;
+        self.check_identity(&identity, &membership::endpoint(&alias, node_port)).await?;
         if let Some(client) = clients.first() {
             client.ensure_namespace().await?;
         }

@@ -27,10 +27,15 @@ pub struct Membership {
     pub identity: String,
 }
 
+/// The server by which the hub reaches a cluster: its alias at its node port.
+pub fn endpoint(alias: &DnsName, node_port: u16) -> String {
+    format!("https://{alias}:{node_port}")
+}
+
 impl Membership {
     /// The server that the hub connects to.
     pub fn endpoint(&self) -> String {
-        format!("https://{}:{}", self.alias, self.node_port)
+        endpoint(&self.alias, self.node_port)
     }
 
     /// The annotations.
