@@ -1,7 +1,9 @@
 //! The hub's cluster-gateway: its Deployment is found, changed under optimistic locking, and waited for.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
@@ -13,13 +15,18 @@ use tokio::time::sleep;
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::HostAliases;
-use crate::model::rollout::{self, Progress};
+use crate::model::names::KIND as KIND_LABEL;
+use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress};
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
 const API_SERVICE: &str = "v1alpha1.cluster.core.oam.dev";
 /// How often somebody else may change the Deployment between our reading and writing it.
 const ATTEMPTS: usize = 10;
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How long kube-proxy may take to hear of a change of endpoints: it syncs at most once a second.
+const ENDPOINTS_SETTLE: Duration = Duration::from_secs(3);
+/// How long a pod that was taken out of service lives on if this process dies before it ends it.
+const RETIRED_SECONDS: i64 = 15;
 
 /// The gateway's Deployment.
 #[derive(Clone)]
@@ -28,6 +35,8 @@ pub struct Gateway {
     typed: Api<Deployment>,
     pods: Api<Pod>,
     selector: String,
+    /// The keys of every label that the Service or the Deployment selects pods by.
+    selected_by: BTreeSet<String>,
     name: String,
     sleep_action: bool,
 }
@@ -76,6 +85,7 @@ impl Hub {
             typed,
             pods: Api::namespaced(self.client(), &namespace),
             selector: labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
+            selected_by: labels.into_keys().chain(selector.into_keys()).collect(),
             name: chosen.name_any(),
             sleep_action: self.knows_sleep_action().await?,
         })
@@ -125,31 +135,118 @@ impl Gateway {
     /// The pods themselves count, not only the Deployment's status: one that is ending still answers over connections that it
     /// has, and doesn't know a new name.
     pub async fn rolled(&self) -> Result<()> {
+        while !self.is_rolled(&self.deployment().await?).await? {
+            sleep(ASK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// The same for whoever holds the right to change the gateway: sees old pods out that would end too early by themselves.
+    pub async fn roll(&self) -> Result<()> {
         loop {
-            let deployment = call(&format!("read Deployment {}", self.name), self.typed.get(&self.name)).await?;
-            match rollout::progress(&deployment) {
-                Progress::Stuck(why) => {
-                    return Err(Failure::new(
-                        Kind::GatewayRollout,
-                        format!("the gateway's Deployment {} does not get its new pods ready: {why}", self.name),
-                        format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
-                    ));
+            let deployment = self.deployment().await?;
+            let pods = self.list(&self.selector).await?;
+            match rollout::handover(&deployment, &pods) {
+                Handover::Early => {}
+                Handover::Due(old) => {
+                    self.hand_over(&old).await?;
+                    continue;
                 }
-                Progress::Waiting(what) => tracing::debug!(what, "waiting for the gateway"),
-                Progress::Complete if self.ending().await? == 0 => return Ok(()),
-                Progress::Complete => tracing::debug!("waiting for old gateway pods to end"),
+                Handover::None => {
+                    // Here, too: a run before this one may have died between taking a pod out of service and ending it.
+                    self.end_retired().await?;
+                }
+            }
+            if self.is_rolled(&deployment).await? {
+                return Ok(());
             }
             sleep(ASK_EVERY).await;
         }
     }
 
-    async fn ending(&self) -> Result<usize> {
-        let pods = call("list the gateway's pods", self.pods.list(&ListParams::default().labels(&self.selector))).await?;
-        Ok(pods.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count())
+    async fn is_rolled(&self, deployment: &Deployment) -> Result<bool> {
+        match rollout::progress(deployment) {
+            Progress::Stuck(why) => Err(Failure::new(
+                Kind::GatewayRollout,
+                format!("the gateway's Deployment {} does not get its new pods ready: {why}", self.name),
+                format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
+            )),
+            Progress::Waiting(what) => {
+                tracing::debug!(what, "waiting for the gateway");
+                Ok(false)
+            }
+            Progress::Complete => {
+                let pods = self.list(&self.selector).await?;
+                let mut ending = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count();
+                ending += self.list(&retired_selector()).await?.iter().filter(|pod| runs(pod)).count();
+                if ending > 0 {
+                    tracing::debug!(ending, "waiting for old gateway pods to end");
+                }
+                Ok(ending == 0)
+            }
+        }
+    }
+
+    /// Takes old pods out of service before they end, for they would stop listening while kube-proxy still leads to them.
+    ///
+    /// Whatever dies in between, the hub's gateway stays as it is now or ends up rolled: Kubernetes goes on by itself when the new
+    /// pods have been ready for long enough, and the kubelet ends a pod that was taken out of service.
+    async fn hand_over(&self, old: &[&Pod]) -> Result<()> {
+        if !old.is_empty() {
+            tracing::info!(pods = old.len(), "seeing old gateway pods out");
+            sleep(ENDPOINTS_SETTLE).await;
+        }
+        for pod in old {
+            let patch = Patch::Merge(rollout::retired(pod, self.selected_by.iter(), Timestamp::now(), RETIRED_SECONDS));
+            self.unless_gone("take out of service", pod, self.pods.patch(&pod.name_any(), &PatchParams::default(), &patch)).await?;
+        }
+        // At once: the old ReplicaSet replaces the pods it misses until the Deployment tells it not to.
+        let patch = Patch::Merge(rollout::handed_over());
+        call(&format!("patch Deployment {}", self.name), self.deployments.patch(&self.name, &PatchParams::default(), &patch))
+            .await?;
+        if !old.is_empty() {
+            sleep(ENDPOINTS_SETTLE).await;
+        }
+        self.end_retired().await
+    }
+
+    async fn end_retired(&self) -> Result<()> {
+        for pod in self.list(&retired_selector()).await?.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            self.unless_gone("end", pod, self.pods.delete(&pod.name_any(), &Default::default())).await?;
+        }
+        Ok(())
+    }
+
+    /// A call about a pod that may have gone meanwhile.
+    async fn unless_gone<T>(&self, verb: &str, pod: &Pod, future: impl Future<Output = kube::Result<T>>) -> Result<()> {
+        let outcome = async {
+            match future.await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                other => other.map(drop),
+            }
+        };
+        call(&format!("{verb} pod {}", pod.name_any()), outcome).await
+    }
+
+    async fn list(&self, selector: &str) -> Result<Vec<Pod>> {
+        Ok(call("list the gateway's pods", self.pods.list(&ListParams::default().labels(selector))).await?.items)
+    }
+
+    async fn deployment(&self) -> Result<Deployment> {
+        call(&format!("read Deployment {}", self.name), self.typed.get(&self.name)).await
     }
 
     async fn read(&self) -> Result<Value> {
         let object = call(&format!("read Deployment {}", self.name), self.deployments.get(&self.name)).await?;
         serde_json::to_value(object).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
     }
+}
+
+fn retired_selector() -> String {
+    format!("{KIND_LABEL}={KIND_RETIRED}")
+}
+
+fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Failed" | "Succeeded"))
 }

@@ -75,7 +75,7 @@ impl Join<'_> {
                 Ok(now.with(&others, &addresses))
             })
             .await?;
-        self.gateway.rolled().await
+        self.gateway.roll().await
     }
 
     /// Waits a little for joins that are about to want the same, and returns the regions that this rollout serves.

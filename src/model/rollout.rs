@@ -1,16 +1,21 @@
 //! How the gateway's Deployment is changed so that no request fails, and when the change is through.
 
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use serde_json::{Value, json};
 
 use super::aliases::{HostAliases, RECORD, Record};
+use super::names::KIND;
 use crate::error::{Failure, Kind, Result};
 
 /// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
 const PRE_STOP_SECONDS: u64 = 5;
-/// How long the new pod must have been ready before the old one goes, in seconds, where the old one has no pause yet. kube-proxy
-/// syncs at most once a second: without a distance, the news that the old pod has gone waits behind the news that the new one came.
-const FIRST_READY_SECONDS: u64 = 3;
+/// How long new pods must have been ready before Kubernetes lets the old ones go, in seconds, while a run hands over from old pods
+/// that don't pause before they stop. The hand-over is long over by then; it is also when Kubernetes goes on if that run dies.
+const HANDOVER_SECONDS: i32 = 60;
+/// What [`KIND`] says of a gateway pod that was taken out of service and is about to end.
+pub const KIND_RETIRED: &str = "retired-gateway";
 /// The gateway's own readiness endpoint; it needs no credentials.
 const READY_PATH: &str = "/readyz";
 
@@ -59,15 +64,12 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Op
             pod["containers"] = containers;
         }
         let pauses = !template["containers"][0]["lifecycle"]["preStop"].is_null();
-        let eased = deployment["spec"]["minReadySeconds"] == FIRST_READY_SECONDS;
         patch["spec"] = json!({
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {"spec": pod},
         });
         if !pauses {
-            patch["spec"]["minReadySeconds"] = json!(FIRST_READY_SECONDS);
-        } else if eased {
-            patch["spec"]["minReadySeconds"] = Value::Null;
+            patch["spec"]["minReadySeconds"] = json!(HANDOVER_SECONDS);
         }
     }
     Ok(Some(patch))
@@ -96,6 +98,59 @@ fn smooth_containers(pod: &Value, sleep: bool) -> Value {
         container["lifecycle"]["preStop"] = json!({"sleep": {"seconds": PRE_STOP_SECONDS}});
     }
     containers
+}
+
+/// How far a hand-over is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Handover<'a> {
+    /// None is under way.
+    None,
+    /// New pods aren't ready yet.
+    Early,
+    /// Every new pod is ready, and these old ones may be taken out of service.
+    Due(Vec<&'a Pod>),
+}
+
+/// Reads how far the hand-over from old pods is that [`patch`] announced.
+///
+/// Old pods are told by their host aliases: only a change of those starts a hand-over.
+pub fn handover<'a>(deployment: &Deployment, pods: &'a [Pod]) -> Handover<'a> {
+    let Some(spec) = deployment.spec.as_ref().filter(|spec| spec.min_ready_seconds == Some(HANDOVER_SECONDS)) else {
+        return Handover::None;
+    };
+    let aliases = |pod: &PodSpec| pod.host_aliases.clone().unwrap_or_default();
+    let wanted = spec.template.spec.as_ref().map(aliases).unwrap_or_default();
+    let (new, old): (Vec<_>, Vec<_>) = pods
+        .iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .partition(|pod| pod.spec.as_ref().map(aliases).unwrap_or_default() == wanted);
+    let ready = |pod: &&&Pod| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    if new.iter().filter(ready).count() < usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(1) {
+        return Handover::Early;
+    }
+    Handover::Due(old)
+}
+
+/// The merge patch that ends a hand-over: from now on new pods count as available once they are ready.
+pub fn handed_over() -> Value {
+    json!({"spec": {"minReadySeconds": null}})
+}
+
+/// The merge patch that takes a pod out of service without ending it: it loses every label it is selected by, so that it is no
+/// endpoint any more while it goes on serving whoever is connected. If nobody ends it, the kubelet does, `seconds` from now.
+///
+/// (`activeDeadlineSeconds`, counted from the pod's start, is one of the few fields of a pod that may be set later.)
+pub fn retired<'a>(pod: &Pod, selected_by: impl Iterator<Item = &'a String>, now: Timestamp, seconds: i64) -> Value {
+    let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map_or(now, |time| time.0);
+    let mut labels: serde_json::Map<String, Value> = selected_by.map(|key| (key.clone(), Value::Null)).collect();
+    labels.insert(KIND.to_owned(), json!(KIND_RETIRED));
+    json!({
+        "metadata": {"labels": labels},
+        "spec": {"activeDeadlineSeconds": now.duration_since(started).as_secs().max(0) + seconds},
+    })
 }
 
 /// How far a rollout is.
@@ -187,14 +242,14 @@ mod tests {
         assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": 9443, "scheme": "HTTPS"}));
         assert_eq!(pod["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": 5}}}));
         assert_eq!(after["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
-        assert_eq!(after["spec"]["minReadySeconds"], 3, "the old pod has no pause");
+        assert_eq!(after["spec"]["minReadySeconds"], 60, "the old pod has no pause");
         assert_eq!(after["metadata"]["annotations"]["theirs"], "kept");
         assert_eq!(patch(&after, &wanted, true).unwrap(), None);
         // What the container has of its own stays.
         after["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {}});
         let back = patch(&after, &host_aliases(&before).unwrap(), true).unwrap().unwrap();
         assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
-        assert_eq!(back["spec"]["minReadySeconds"], Value::Null, "now it has");
+        assert_eq!(back["spec"].get("minReadySeconds"), None, "now it has");
     }
 
     #[test]
@@ -211,6 +266,50 @@ mod tests {
         };
         let both = first.with(&[second], &Default::default());
         assert_eq!(patch(&deployment, &both, false).unwrap().unwrap().get("spec"), None);
+    }
+
+    fn pod(name: &str, alias: &str, ready: bool) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"containers": [], "hostAliases": [{"ip": "10.0.0.1", "hostnames": [alias]}]},
+            "status": {
+                "startTime": "2026-01-01T00:00:00Z",
+                "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn old_pods_hand_over_when_every_new_one_is_ready() {
+        let deployment = |seconds: i32| -> Deployment {
+            serde_json::from_value(json!({"spec": {
+                "replicas": 2, "minReadySeconds": seconds, "selector": {},
+                "template": {"spec": {"containers": [], "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["new"]}]}},
+            }}))
+            .unwrap()
+        };
+        let mut ended = pod("c", "old", true);
+        ended.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        let mut pods = vec![pod("a", "old", true), pod("b", "new", true), ended, pod("d", "new", false)];
+        assert_eq!(handover(&deployment(60), &pods), Handover::Early);
+        assert_eq!(handover(&deployment(0), &pods), Handover::None);
+        pods[3] = pod("d", "new", true);
+        assert_eq!(handover(&deployment(60), &pods), Handover::Due(vec![&pods[0]]));
+        assert_eq!(handover(&deployment(60), &pods[1..]), Handover::Due(vec![]));
+    }
+
+    #[test]
+    fn a_retired_pod_is_selected_by_nothing_and_ends_by_itself() {
+        let keys = ["app".to_owned(), "hash".to_owned()];
+        let now = "2026-01-01T01:00:00Z".parse().unwrap();
+        assert_eq!(
+            retired(&pod("a", "old", true), keys.iter(), now, 15),
+            json!({
+                "metadata": {"labels": {"app": null, "hash": null, "xregion.oam.dev/kind": "retired-gateway"}},
+                "spec": {"activeDeadlineSeconds": 3615},
+            })
+        );
     }
 
     #[test]

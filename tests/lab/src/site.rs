@@ -12,6 +12,7 @@ use crate::{Lab, topology, wait};
 pub const NAMESPACE: &str = "vela-system";
 /// The gateway's Deployment in a hub that `vela install` made.
 pub const GATEWAY: &str = "kubevela-cluster-gateway";
+const GATEWAY_CONTAINER: &str = "kubevela-vela-core-cluster-gateway";
 /// Where commands of a user are run.
 pub const USER: &str = "laptop";
 /// nginx of the lab, in place of the stock image that can't be pulled here.
@@ -170,7 +171,27 @@ impl Lab {
         let bare =
             r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
         self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare])?;
-        self.kubectl("hub", &["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"]).map(drop)
+        self.reset_gateway()
+    }
+
+    /// Puts the gateway's Deployment back to how KubeVela's chart installs it, but for its host aliases, and waits until the hub's
+    /// clusters answer.
+    pub fn reset_gateway(&self) -> Result<()> {
+        let chart = json!({"spec": {
+            "minReadySeconds": 0,
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
+            "template": {"spec": {"containers": [{"name": GATEWAY_CONTAINER, "readinessProbe": null, "lifecycle": null}]}},
+        }});
+        self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "-p", &chart.to_string()])?;
+        self.kubectl("hub", &["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"])?;
+        for cluster in ["proxy-east", "proxy-west"] {
+            let version = format!("/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy/version");
+            // A gateway that has just started doesn't know its clusters yet.
+            wait::until(&format!("{cluster} answering through the gateway"), ADDON, || {
+                self.kubectl("hub", &["get", "--raw", &version])
+            })?;
+        }
+        Ok(())
     }
 }
 

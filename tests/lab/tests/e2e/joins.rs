@@ -129,6 +129,12 @@ fn fresh(host: u8) -> BusinessSpec {
     BusinessSpec { name, region: Region::East, host, port: 443, server: Some(format!("https://{server}")), names: vec![server] }
 }
 
+/// Starts a business cluster and brings its kubeconfig, in the Secret `fresh`.
+fn bring(spec: &BusinessSpec) {
+    lab().start_business(spec).unwrap();
+    lab().put_kubeconfig("fresh", &lab().user_kubeconfig(&spec.name).unwrap()).unwrap();
+}
+
 fn stage(application: &str) -> anyhow::Result<String> {
     Ok(site::message(&lab().application(application)?["status"]))
 }
@@ -137,8 +143,7 @@ fn stage(application: &str) -> anyhow::Result<String> {
 fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
     let lab = joined();
     let spec = fresh(121);
-    lab.start_business(&spec).unwrap();
-    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    bring(&spec);
     let before = Snapshot::take(lab, "cut-short");
     lab.vela_up(&site::membership("cut-short", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
     // The route is written and the gateway is being changed.
@@ -160,8 +165,7 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
 fn h_join_that_was_killed_is_finished_by_the_next_one() {
     let lab = joined();
     let spec = fresh(122);
-    lab.start_business(&spec).unwrap();
-    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    bring(&spec);
     lab.vela_up(&site::membership("killed", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
     let pod = eventually("the join rolling the gateway", || {
         let stage = stage("killed")?;
@@ -215,6 +219,26 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     assert_eq!(ports.len(), specs.len(), "{ports:?}");
     let rollouts = revision() - before;
     assert!((1..=2).contains(&rollouts), "{rollouts} rollouts for {} joins", specs.len());
+}
+
+#[test]
+fn k_first_change_of_a_gateway_as_kubevela_installs_it_fails_no_request() {
+    let lab = joined();
+    // Once its pods have a pause before they stop, they never lose it; only the first roll meets pods without.
+    lab.reset_gateway().unwrap();
+    let spec = fresh(126);
+    bring(&spec);
+    let load = Load::start(lab, &["proxy-west", "proxy-east"]).unwrap();
+    lab.vela_up(&site::membership("first", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    lab.await_running("first").unwrap();
+    let outcome = load.stop().unwrap();
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    is_there(&spec.name);
+    let get = |what: &[&str]| lab.kubectl("hub", &[&["get", "-n", NAMESPACE], what].concat()).unwrap();
+    assert_eq!(get(&["pods", "-l", "xregion.oam.dev/kind=retired-gateway", "-o", "name"]), "");
+    assert_eq!(get(&["deployment", GATEWAY, "-o", "jsonpath={.spec.minReadySeconds}"]), "");
+    lab.vela_delete("first").unwrap();
 }
 
 #[test]

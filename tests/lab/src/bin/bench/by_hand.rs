@@ -24,7 +24,7 @@ const JOIN: Duration = Duration::from_secs(30);
 /// How long the steps of a join took, in the order they are done.
 pub type Steps = Vec<(&'static str, f64)>;
 
-/// Puts nginx into the proxy cluster, as the article has it, and the gateway back to how KubeVela's chart installs it.
+/// Puts nginx into the proxy cluster, as the article has it.
 pub fn prepare(lab: &Lab) -> Result<()> {
     let main = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nerror_log /dev/stderr notice;\npid /dev/shm/nginx.pid;\n\
                 events {}\nstream {\n    include /etc/nginx/stream.d/*.conf;\n}\n";
@@ -54,19 +54,7 @@ pub fn prepare(lab: &Lab) -> Result<()> {
         }),
     ];
     lab.apply(PROXY, &json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
-    on(lab, PROXY, &["rollout", "status", "deployment", NAME, "--timeout=60s"])?;
-
-    let container = "kubevela-vela-core-cluster-gateway";
-    let chart = json!({"spec": {
-        "minReadySeconds": 0,
-        "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
-        "template": {"spec": {
-            "hostAliases": null,
-            "containers": [{"name": container, "readinessProbe": null, "lifecycle": null}],
-        }},
-    }});
-    on(lab, "hub", &["patch", "deployment", GATEWAY, "-p", &chart.to_string()])?;
-    await_gateway(lab)
+    on(lab, PROXY, &["rollout", "status", "deployment", NAME, "--timeout=60s"]).map(drop)
 }
 
 /// Joins a cluster; the `number`th of them. Gives the time of each step.
