@@ -19,7 +19,7 @@ CARGO_DENY := $(CACHE)/bin/cargo-deny-$(DENY)
 OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
-  $(wildcard addon/resources/*.cue) $(wildcard definitions/*.cue)
+  $(wildcard addon/resources/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
 
 .PHONY: help image addon stage demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
 
@@ -53,11 +53,11 @@ test-e2e: image addon ## end to end through the vela CLI, on a lab (as root)
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
 	cargo run --locked -p xregion-lab --bin bench
 
-lint: $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
+lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace check bans licenses sources
-	$(OFFLINE) $(VELA) def vet definitions/
+	$(OFFLINE) $(VELA) def vet dist/xregion/definitions/
 	cd tests/cue && test -z "$$(gofmt -l . | tee /dev/stderr)" && $(GO_ENV) go vet ./...
 
 lab-up: ## start the lab (as root)
@@ -91,9 +91,9 @@ dist/xregion-image.tar: Containerfile metadata.yaml Cargo.toml Cargo.lock $(shel
 	cp $(CARGO_TARGET_DIR)/$(TARGET)/release/xregion dist/image/
 	hack/image.sh $(IMAGE) dist/image $@
 
-# Only what an addon consists of, in a directory called like it: KubeVela packs all it finds and matches names by prefix.
+# Steps that run a Job share what is in definitions/include. Only what an addon consists of, in a directory called like it: KubeVela packs all it finds and matches names by prefix.
 stage: $(ADDON_SOURCES)
 	rm -rf dist/xregion && mkdir -p dist/xregion/resources dist/xregion/definitions
 	cp metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue dist/xregion/
 	cp addon/resources/*.cue dist/xregion/resources/
-	for f in definitions/*.cue; do sed -e 's#xregion/xregion:v0\.0\.0#$(IMAGE)#' -e 's#version: "0\.0\.0"#version: "$(VERSION)"#' $$f > dist/xregion/$$f; done
+	for f in definitions/*.cue; do sed -e '/^	\/\/ include: job$$/{r definitions/include/job.cue' -e 'd}' -e 's#xregion/xregion:v0\.0\.0#$(IMAGE)#' -e 's#version: "0\.0\.0"#version: "$(VERSION)"#' $$f > dist/xregion/$$f; done

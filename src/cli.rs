@@ -1,11 +1,15 @@
 //! The command line. Values with rules arrive parsed.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
 
 use crate::agent::AgentArgs;
+use crate::error::{Failure, Kind};
 use crate::hub::progress::Job;
 use crate::model::labels::Label;
 use crate::model::names::{ClusterName, SecretName};
@@ -25,7 +29,13 @@ pub enum Command {
     /// Join a cluster through its region.
     ///
     /// From a shell, KUBECONFIG points at the hub, and the join runs as a Job there: your machine needs no way to the region.
+    /// Joining again changes what is new: credentials, authority, labels, the API server's address, the region.
+    #[command(override_usage = "xregion join [OPTIONS] --region <NAME> <CLUSTER>")]
     Join(JoinArgs),
+    /// Let a cluster leave: detach it, then remove its host name, its port and its route.
+    ///
+    /// What is gone already is fine, so a leave that was interrupted is finished by another one. What can't be reached stays recorded.
+    Leave(LeaveArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
     /// Copy this program into a directory (for the proxy's init container).
@@ -40,12 +50,13 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct JoinArgs {
     /// Name of the cluster in KubeVela.
-    pub cluster: ClusterName,
+    #[arg(required_unless_present = "members")]
+    pub cluster: Option<ClusterName>,
     /// The region: the name of its proxy cluster in KubeVela.
-    #[arg(long, value_name = "NAME")]
-    pub region: ClusterName,
+    #[arg(long, value_name = "NAME", required_unless_present = "members")]
+    pub region: Option<ClusterName>,
     /// The cluster's kubeconfig. It is read here and given to the hub self-contained.
-    #[arg(long, value_name = "FILE", conflicts_with = "secret", required_unless_present = "secret")]
+    #[arg(long, value_name = "FILE", conflicts_with = "secret", required_unless_present_any = ["secret", "members"])]
     pub kubeconfig: Option<PathBuf>,
     /// The context in that kubeconfig, if not its current one.
     #[arg(long, value_name = "NAME", requires = "kubeconfig")]
@@ -62,13 +73,43 @@ pub struct JoinArgs {
     /// The node port in the region, if not the next free one.
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
-    /// The Deployment of cluster-gateway, if it can't be found by its APIService.
-    #[arg(long, value_name = "DEPLOYMENT")]
-    pub gateway: Option<String>,
     /// Join a cluster that is joined already under another name.
     #[arg(long)]
     pub allow_second_name: bool,
-    /// Give up after so long, and undo what was done.
+    /// Give the name to this cluster although another one has it; KubeVela deploys here what it deployed there.
+    #[arg(long)]
+    pub replace: bool,
+    /// A cluster of a workflow step's list, as JSON.
+    #[arg(long = "member", value_name = "JSON", hide = true, conflicts_with = "cluster")]
+    pub members: Vec<MemberArg>,
+    /// How it runs.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Arguments of `leave`.
+#[derive(Args, Debug)]
+pub struct LeaveArgs {
+    /// Name of the cluster in KubeVela.
+    pub cluster: ClusterName,
+    /// A region to look in, if the hub has no record of it: the name of its proxy cluster in KubeVela.
+    #[arg(long, value_name = "NAME")]
+    pub region: Option<ClusterName>,
+    /// Leave although Applications have resources there: those stay, and KubeVela forgets them.
+    #[arg(long)]
+    pub force: bool,
+    /// How it runs.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How a join or leave runs.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The Deployment of cluster-gateway, if it can't be found by its APIService.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub gateway: Option<String>,
+    /// Give up after so long; a join undoes what it did, a leave is finished by the next one.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub timeout: Duration,
     /// Run in this process rather than as a Job on the hub: for machines that reach the region's nodes.
@@ -82,8 +123,54 @@ pub struct JoinArgs {
     pub job: JobArgs,
 }
 
+/// A cluster of a list, as the workflow step writes it.
+#[derive(Clone, Debug)]
+pub struct MemberArg {
+    /// Its name in KubeVela.
+    pub cluster: ClusterName,
+    /// Its region.
+    pub region: ClusterName,
+    /// The Secret with its kubeconfig.
+    pub secret: SecretName,
+    /// The key in that.
+    pub key: String,
+    /// Its labels.
+    pub labels: Vec<Label>,
+    /// Its node port.
+    pub node_port: Option<u16>,
+}
+
+impl FromStr for MemberArg {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Raw {
+            cluster: String,
+            region: String,
+            secret: String,
+            key: String,
+            #[serde(default)]
+            labels: BTreeMap<String, String>,
+            node_port: Option<u16>,
+        }
+        let raw: Raw = serde_json::from_str(text)
+            .map_err(|error| Failure::new(Kind::Usage, format!("a cluster of the list: {error}"), "check the step's clusters"))?;
+        let about = |failure: Failure| failure.about(&format!("cluster {:?} of the list", raw.cluster));
+        Ok(Self {
+            cluster: raw.cluster.parse().map_err(about)?,
+            region: raw.region.parse().map_err(about)?,
+            secret: raw.secret.parse().map_err(about)?,
+            key: raw.key.clone(),
+            labels: raw.labels.iter().map(|(k, v)| format!("{k}={v}").parse().map_err(about)).collect::<Result<_, _>>()?,
+            node_port: raw.node_port,
+        })
+    }
+}
+
 /// What the Job's template says through the downward API.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct JobArgs {
     #[arg(long, env = "XREGION_JOB_NAME", hide = true)]
     job_name: Option<String>,
@@ -93,8 +180,8 @@ pub struct JobArgs {
 
 impl JobArgs {
     /// The Job, if this process is one.
-    pub fn job(self) -> Option<Job> {
-        let Self { job_name, job_uid } = self;
+    pub fn job(&self) -> Option<Job> {
+        let Self { job_name, job_uid } = self.clone();
         Some(Job { name: job_name?, uid: job_uid? })
     }
 }
@@ -116,6 +203,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn clusters_of_a_list() {
+        let one: MemberArg =
+            r#"{"cluster":"a","region":"east","secret":"s","key":"k","labels":{"tier":"x"},"nodePort":30001}"#.parse().unwrap();
+        assert_eq!((one.cluster.as_str(), one.labels[0].to_string().as_str(), one.node_port), ("a", "tier=x", Some(30001)));
+        let failure = r#"{"cluster":"A","region":"east","secret":"s","key":"k"}"#.parse::<MemberArg>().unwrap_err();
+        assert_eq!(failure.kind, Kind::ClusterName);
+        assert!(failure.cause().starts_with("cluster 'A' of the list: "), "{failure}");
+        assert_eq!("{}".parse::<MemberArg>().unwrap_err().kind, Kind::Usage);
     }
 
     #[test]

@@ -67,6 +67,10 @@ kinds! {
     NoUsableName = 25,
     /// A line of the gateway's hosts file would get too long to be read.
     AliasLimit = 26,
+    /// Applications still have resources in the cluster that is to leave.
+    InUse = 27,
+    /// The cluster is not joined through a region.
+    NotMember = 28,
 
     /// The region's proxy cluster is not joined to the hub.
     RegionNotJoined = 30,
@@ -112,8 +116,8 @@ kinds! {
     GatewayMissing = 60,
     /// The cluster-gateway did not roll to the new host aliases.
     GatewayRollout = 61,
-    /// `vela cluster join` failed.
-    VelaJoin = 62,
+    /// `vela cluster join` or `detach` failed.
+    Vela = 62,
     /// The cluster was joined but does not answer through the gateway.
     NotReachable = 63,
 
@@ -129,6 +133,8 @@ kinds! {
     Timeout = 80,
     /// The process was asked to end (SIGINT, SIGTERM).
     Interrupted = 81,
+    /// Of several clusters, some were not joined.
+    SomeFailed = 82,
 }
 
 /// An error with one cause and the next step, as shown in `vela status` and on a terminal.

@@ -1,4 +1,4 @@
-//! A join from a shell: the same Job that the workflow step runs, made, followed and cleaned up from afar.
+//! A join or leave from a shell: the same Job that the workflow step runs, made, followed and cleaned up from afar.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,15 +7,15 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, OPT_IN, call};
-use crate::join::{Order, Source};
-use crate::model::joined::Joined;
-use crate::model::names::{NAMESPACE, short_hash};
+use crate::join::{Member, Order, Source};
+use crate::leave;
+use crate::model::names::{ClusterName, NAMESPACE, short_hash};
 
 /// ConfigMap of the addon with the Job's manifest, complete but for name, arguments and deadline.
 const TEMPLATE: &str = "xregion-job";
@@ -26,12 +26,40 @@ const SECRET_KEY: &str = "kubeconfig";
 const GRACE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(300);
 
-/// Runs the join as a Job on the hub and follows it. Whatever ends this, the Job and its kubeconfig do not stay behind.
-pub async fn join(hub: &Hub, order: &Order, timeout: Duration) -> Result<Joined> {
-    let remote = Remote::start(hub, order, timeout).await?;
+/// Joins one cluster as a Job on the hub, and gives its message.
+pub async fn join(hub: &Hub, order: &Order, timeout: Duration) -> Result<String> {
+    let [member] = order.members.as_slice() else {
+        return Err(Failure::new(Kind::Usage, "a list of clusters is for the workflow step", "join them one by one"));
+    };
+    let name = Remote::name("join", &member.cluster);
+    let (secret, key, text) = match &member.source {
+        Source::Secret { name, key } => (name.to_string(), key.clone(), None),
+        Source::Read(access) => (name.clone(), SECRET_KEY.to_owned(), Some(access.flattened(member.cluster.as_str()))),
+    };
+    run(hub, name, arguments(order, member, &secret, &key, timeout), text.as_ref(), timeout).await
+}
+
+/// Lets a cluster leave by a Job on the hub, and gives its message.
+pub async fn leave(hub: &Hub, order: &leave::Order, timeout: Duration) -> Result<String> {
+    let leave::Order { cluster, region, gateway, force, vela: _ } = order;
+    let mut args = vec!["leave".to_owned(), cluster.to_string(), "--here".to_owned()];
+    args.push(format!("--timeout={}s", timeout.as_secs()));
+    args.extend(region.iter().map(|region| format!("--region={region}")));
+    args.extend(gateway.iter().map(|gateway| format!("--gateway={gateway}")));
+    args.extend(force.then(|| "--force".to_owned()));
+    run(hub, Remote::name("leave", cluster), args, None, timeout).await
+}
+
+/// Runs a Job on the hub and follows it. Whatever ends this, the Job and its kubeconfig do not stay behind.
+async fn run(hub: &Hub, name: String, args: Vec<String>, kubeconfig: Option<&SecretString>, timeout: Duration) -> Result<String> {
+    let remote = Remote::start(hub, name, args, kubeconfig, timeout).await?;
     let outcome = tokio::select! {
         outcome = remote.follow(timeout) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Kind::Interrupted, "interrupted", "the Job on the hub undoes what it did")),
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(
+            Kind::Interrupted,
+            "interrupted",
+            "the Job on the hub ends: a join undoes what it did, a leave is finished by the next one",
+        )),
     };
     remote.remove().await;
     outcome
@@ -46,33 +74,38 @@ struct Remote {
 }
 
 impl Remote {
-    async fn start(hub: &Hub, order: &Order, timeout: Duration) -> Result<Self> {
+    /// A name that no other Job has.
+    fn name(verb: &str, cluster: &ClusterName) -> String {
+        format!("xregion-{verb}-{}", short_hash(&format!("{cluster}/{}", jiff::Timestamp::now()), 12))
+    }
+
+    async fn start(
+        hub: &Hub,
+        name: String,
+        args: Vec<String>,
+        kubeconfig: Option<&SecretString>,
+        timeout: Duration,
+    ) -> Result<Self> {
         let client = hub.client();
         let this = Self {
-            name: format!("xregion-join-{}", short_hash(&format!("{}/{}", order.cluster, jiff::Timestamp::now()), 12)),
+            name,
             jobs: Api::namespaced(client.clone(), NAMESPACE),
             maps: Api::namespaced(client.clone(), NAMESPACE),
             pods: Api::namespaced(client.clone(), NAMESPACE),
             secrets: Api::namespaced(client, NAMESPACE),
         };
-        let template = this.template().await?;
-        let (secret, key) = match &order.source {
-            Source::Secret { name, key } => (name.to_string(), key.clone()),
-            Source::Read(_) => (this.name.clone(), SECRET_KEY.to_owned()),
-        };
-        let mut job = template;
+        let mut job = this.template().await?;
         job["metadata"]["name"] = json!(this.name);
         job["metadata"]["namespace"] = json!(NAMESPACE);
         job["spec"]["activeDeadlineSeconds"] = json!((timeout + GRACE).as_secs());
-        job["spec"]["template"]["spec"]["containers"][0]["args"] = json!(arguments(order, &secret, &key, timeout));
+        job["spec"]["template"]["spec"]["containers"][0]["args"] = json!(args);
         // It starts when its kubeconfig is there, which must belong to it to go with it.
         job["spec"]["suspend"] = json!(true);
         let job: Job = serde_json::from_value(job).map_err(|error| no_template(&format!("it is no Job: {error}")))?;
         let created =
             call(&format!("create Job {NAMESPACE}/{}", this.name), this.jobs.create(&PostParams::default(), &job)).await?;
         let started = async {
-            if let Source::Read(access) = &order.source {
-                let text = access.flattened(order.cluster.as_str());
+            if let Some(text) = kubeconfig {
                 this.put_secret(&created, text.expose_secret()).await?;
             }
             let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
@@ -110,7 +143,7 @@ impl Remote {
             .map(drop)
     }
 
-    async fn follow(&self, timeout: Duration) -> Result<Joined> {
+    async fn follow(&self, timeout: Duration) -> Result<String> {
         let start = Instant::now();
         let mut told = String::new();
         loop {
@@ -127,13 +160,9 @@ impl Remote {
             }
             let status = job.status.unwrap_or_default();
             if status.succeeded.unwrap_or(0) > 0 {
-                return Joined::from_outputs(&data).ok_or_else(|| {
-                    Failure::new(
-                        Kind::Unexpected,
-                        "the Job's result can't be read",
-                        "let the addon and this program be of the same version",
-                    )
-                });
+                // Written before the process ended, and read after the Job was seen to have succeeded.
+                let map = call("read the Job's progress", self.maps.get_opt(&self.name)).await?;
+                return Ok(map.and_then(|map| map.data).and_then(|mut data| data.remove("message")).unwrap_or(told));
             }
             if let Some(condition) = status.conditions.iter().flatten().find(|c| c.type_ == "Failed" && c.status == "True") {
                 return Err(self.failure(condition.message.as_deref().unwrap_or_default(), &data).await);
@@ -199,9 +228,10 @@ fn no_template(why: &str) -> Failure {
     )
 }
 
-/// The command line of the Job. Every field of the order is in it: a new one must find its place here.
-fn arguments(order: &Order, secret: &str, key: &str, timeout: Duration) -> Vec<String> {
-    let Order { cluster, region, source: _, labels, node_port, gateway, allow_second_name, vela: _ } = order;
+/// The command line of the Job of a join. Every field of the order is in it: a new one must find its place here.
+fn arguments(order: &Order, member: &Member, secret: &str, key: &str, timeout: Duration) -> Vec<String> {
+    let Order { members: _, gateway, allow_second_name, replace, vela: _ } = order;
+    let Member { cluster, region, source: _, labels, node_port } = member;
     let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
     let mut option = |name: &str, value: String| args.push(format!("--{name}={value}"));
     option("region", region.to_string());
@@ -212,5 +242,6 @@ fn arguments(order: &Order, secret: &str, key: &str, timeout: Duration) -> Vec<S
     node_port.iter().for_each(|port| option("node-port", port.to_string()));
     gateway.iter().for_each(|gateway| option("gateway", gateway.clone()));
     args.extend(allow_second_name.then(|| "--allow-second-name".to_owned()));
+    args.extend(replace.then(|| "--replace".to_owned()));
     args
 }

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Rules are pure functions in [`model`]; [`hub`], [`region`] and [`probe`] gather what they need and carry out what they say;
-//! [`join`] tells the story; [`agent`] is what runs beside nginx in a region.
+//! [`join`] and [`leave`] tell the stories; [`agent`] is what runs beside nginx in a region.
 
 pub mod agent;
 pub mod cli;
@@ -20,9 +20,11 @@ pub mod error;
 pub mod hub;
 pub mod job;
 pub mod join;
+pub mod leave;
 pub mod model;
 pub mod probe;
 pub mod region;
+pub mod rolling;
 pub mod run;
 pub mod undo;
 pub mod vela;

@@ -1,23 +1,25 @@
 //! From a parsed command line to an exit code: where commands are started, bounded, told about, and undone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::cli::{Cli, Command, JoinArgs};
+use crate::cli::{Cli, Command, JoinArgs, LeaveArgs, MemberArg};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::progress::{self, Progress};
-use crate::join::{self, Order, Source};
-use crate::model::joined::Joined;
+use crate::join::{self, Member, Order, Source};
+use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
 use crate::undo::Undo;
-use crate::{agent, job};
+use crate::{agent, job, leave};
 
 /// Where Kubernetes reads a container's last words.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -31,7 +33,8 @@ pub async fn run() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let result = match cli.command {
-        Command::Join(args) => join(args).await.map(|joined| say(&joined.to_string())),
+        Command::Join(args) => join(args).await.map(|message| say(&message)),
+        Command::Leave(args) => leave(args).await.map(|message| say(&message)),
         Command::Agent(args) => {
             agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above"))
         }
@@ -65,31 +68,68 @@ fn ended(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.kind.exit_code())
 }
 
-async fn join(args: JoinArgs) -> Result<Joined> {
-    let JoinArgs {
-        cluster,
-        region,
-        kubeconfig,
-        context,
-        secret,
-        secret_key,
-        labels,
-        node_port,
-        gateway,
-        allow_second_name,
-        timeout,
-        here,
-        vela,
-        job,
-    } = args;
-    let source = match (kubeconfig, secret) {
-        (Some(path), _) => Source::Read(Box::new(read(&path, context.as_deref())?)),
-        (None, Some(name)) => Source::Secret { name, key: secret_key },
-        (None, None) => return Err(Failure::new(Kind::Usage, "no kubeconfig was given", "use --kubeconfig or --secret")),
-    };
-    let order = Order { cluster, region, source, labels, node_port, gateway, allow_second_name, vela };
+async fn join(args: JoinArgs) -> Result<String> {
+    let run = &args.run;
     let hub = Hub::connect().await?;
-    if here { join_here(&hub, &order, timeout, job.job()).await } else { job::join(&hub, &order, timeout).await }
+    let order = order(&args)?;
+    if run.here { join_here(&hub, &order, run.timeout, run.job.job()).await } else { job::join(&hub, &order, run.timeout).await }
+}
+
+fn order(args: &JoinArgs) -> Result<Order> {
+    let members = match (&args.cluster, &args.region) {
+        (Some(cluster), Some(region)) => {
+            let source = match (&args.kubeconfig, &args.secret) {
+                (Some(path), _) => Source::Read(Box::new(read(path, args.context.as_deref())?)),
+                (None, Some(name)) => Source::Secret { name: name.clone(), key: args.secret_key.clone() },
+                (None, None) => return Err(Failure::new(Kind::Usage, "no kubeconfig was given", "use --kubeconfig or --secret")),
+            };
+            vec![Member {
+                cluster: cluster.clone(),
+                region: region.clone(),
+                source,
+                labels: args.labels.clone(),
+                node_port: args.node_port,
+            }]
+        }
+        _ => args.members.iter().map(member).collect(),
+    };
+    let mut names = BTreeSet::new();
+    if let Some(twice) = members.iter().find(|member| !names.insert(member.cluster.clone())) {
+        let cause = format!("cluster {} is in the list twice", twice.cluster);
+        return Err(Failure::new(Kind::ClusterName, cause, "give each cluster a name of its own"));
+    }
+    Ok(Order {
+        members,
+        gateway: args.run.gateway.clone(),
+        allow_second_name: args.allow_second_name,
+        replace: args.replace,
+        vela: args.run.vela.clone(),
+    })
+}
+
+fn member(arg: &MemberArg) -> Member {
+    let MemberArg { cluster, region, secret, key, labels, node_port } = arg.clone();
+    Member { cluster, region, source: Source::Secret { name: secret, key }, labels, node_port }
+}
+
+async fn leave(args: LeaveArgs) -> Result<String> {
+    let LeaveArgs { cluster, region, force, run } = args;
+    let order = leave::Order { cluster, region, gateway: run.gateway, force, vela: run.vela };
+    let hub = Hub::connect().await?;
+    if !run.here {
+        return job::leave(&hub, &order, run.timeout).await;
+    }
+    let progress = Progress::new(&hub, run.job.job());
+    match bounded(leave::leave(&hub, &order, &progress), run.timeout, &progress).await {
+        Ok(left) => {
+            progress.finish(&left.to_string(), &BTreeMap::new()).await;
+            Ok(left.to_string())
+        }
+        Err(failure) => {
+            progress.fail(&failure).await;
+            Err(failure)
+        }
+    }
 }
 
 fn read(path: &Path, context: Option<&str>) -> Result<Access> {
@@ -107,11 +147,39 @@ fn read(path: &Path, context: Option<&str>) -> Result<Access> {
 }
 
 /// Joins in this process; whatever ends it early, what it did is undone.
-async fn join_here(hub: &Hub, order: &Order, timeout: Duration, job: Option<progress::Job>) -> Result<Joined> {
-    let progress = Progress::new(hub, job, order.region.as_str());
-    let mut undo = Undo::default();
-    let outcome = tokio::select! {
-        outcome = join::join(hub, order, &progress, &mut undo) => outcome,
+async fn join_here(hub: &Hub, order: &Order, timeout: Duration, job: Option<progress::Job>) -> Result<String> {
+    let progress = Progress::new(hub, job);
+    let undos: Vec<Undo> = order.members.iter().map(|_| Undo::default()).collect();
+    let outcome = match bounded(join::join(hub, order, &progress, &undos), timeout, &progress).await {
+        Ok(results) => {
+            let clusters: Vec<_> = order.members.iter().map(|member| &member.cluster).collect();
+            conclude(&clusters, results)
+        }
+        Err(failure) => {
+            let undone = tokio::time::timeout(UNDO_PATIENCE, join_all(undos.iter().map(Undo::all))).await;
+            Err(match undone.map(|all| all.into_iter().collect::<Result<()>>()) {
+                Ok(Ok(())) => failure,
+                Ok(Err(other)) => failure.and(&format!("and not everything could be undone: {}", other.cause())),
+                Err(_) => failure.and("and not everything could be undone in time"),
+            })
+        }
+    };
+    match outcome {
+        Ok(told) => {
+            progress.finish(&told.message, &told.outputs).await;
+            Ok(told.message)
+        }
+        Err(failure) => {
+            progress.fail(&failure).await;
+            Err(failure)
+        }
+    }
+}
+
+/// Runs something until it is done, the time is over, or this process is asked to end.
+async fn bounded<T>(work: impl Future<Output = Result<T>>, timeout: Duration, progress: &Progress) -> Result<T> {
+    tokio::select! {
+        outcome = work => outcome,
         () = sleep(timeout) => Err(Failure::new(
             Kind::Timeout,
             format!("the time given ({} s) was over while {}", timeout.as_secs(), progress.last()),
@@ -120,24 +188,9 @@ async fn join_here(hub: &Hub, order: &Order, timeout: Duration, job: Option<prog
         () = asked_to_end() => Err(Failure::new(
             Kind::Interrupted,
             format!("asked to end while {}", progress.last()),
-            "run the same join again when you like",
+            "run the same again when you like",
         )),
-    };
-    let failure = match outcome {
-        Ok(joined) => {
-            progress.finish(&joined).await;
-            return Ok(joined);
-        }
-        Err(failure) => failure,
-    };
-    let undone = tokio::time::timeout(UNDO_PATIENCE, undo.back_to(0)).await;
-    let failure = match undone {
-        Ok(Ok(())) => failure,
-        Ok(Err(other)) => failure.and(&format!("and not everything could be undone: {}", other.cause())),
-        Err(_) => failure.and("and not everything could be undone in time"),
-    };
-    progress.fail(&failure).await;
-    Err(failure)
+    }
 }
 
 async fn asked_to_end() {

@@ -1,9 +1,15 @@
 //! What a run has changed so far, so that a run that fails leaves everything as it found it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use crate::error::Failure;
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::Gateway;
+use crate::hub::leftovers::Leftover;
+use crate::model::aliases::Wanted;
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::route::Route;
 use crate::region::Region;
@@ -18,50 +24,73 @@ pub enum Step {
     PutRoute(Box<Region>, Box<Route>),
     /// Take the cluster's claim to the host name from the gateway.
     DropAlias(Box<Gateway>, DnsName, ClusterName),
+    /// Lead the host name on the gateway to where it led.
+    PutAlias(Box<Gateway>, Wanted, BTreeSet<IpAddr>),
     /// Put the cluster's Secret back.
     RestoreCluster(Box<Hub>, ClusterName, Option<Box<JoinedCluster>>),
+    /// Forget that the cluster has something left in a region: it stays there.
+    ForgetLeftover(Box<Hub>, Leftover),
 }
 
 impl Step {
     async fn take(&self) -> Result<(), Failure> {
         match self {
-            Self::ReleasePorts(region, name) => region.release_ports(name).await,
-            Self::RemoveRoute(region, name) => region.remove_route(name).await,
+            Self::ReleasePorts(region, name) => region.release_ports(name).await.map(drop),
+            Self::RemoveRoute(region, name) => region.remove_route(name).await.map(drop),
             Self::PutRoute(region, route) => region.put_route(route).await,
             Self::DropAlias(gateway, host, cluster) => gateway.change(|now| Ok(now.without(host, cluster))).await.map(drop),
+            Self::PutAlias(gateway, wanted, addresses) => {
+                let addresses = [(wanted.region.to_string(), addresses.clone())].into();
+                gateway.change(|now| Ok(now.with(std::slice::from_ref(wanted), &addresses))).await.map(drop)
+            }
             Self::RestoreCluster(hub, name, before) => hub.restore(name, before.as_deref()).await,
+            Self::ForgetLeftover(hub, leftover) => hub.remove_leftover(leftover).await,
         }
     }
 }
 
-/// The way back, last step first.
+/// The way back of one cluster's join, last step first.
 #[derive(Default)]
-pub struct Undo(Vec<Step>);
+pub struct Undo(Mutex<Vec<Arc<Step>>>);
 
 impl Undo {
+    fn steps(&self) -> MutexGuard<'_, Vec<Arc<Step>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes how to undo what is done next.
-    pub fn note(&mut self, step: Step) {
-        self.0.push(step);
+    pub fn note(&self, step: Step) {
+        self.steps().push(Arc::new(step));
     }
 
     /// How many steps are noted.
     pub fn mark(&self) -> usize {
-        self.0.len()
+        self.steps().len()
+    }
+
+    /// Undoes everything.
+    pub async fn all(&self) -> Result<(), Failure> {
+        self.back_to(0).await
     }
 
     /// Undoes what was noted since `mark`. A step that fails does not keep the others from being taken.
-    pub async fn back_to(&mut self, mark: usize) -> Result<(), Failure> {
+    pub async fn back_to(&self, mark: usize) -> Result<(), Failure> {
         let mut first = Ok(());
-        while self.0.len() > mark {
+        loop {
             // Taken out only when it is done: whoever cancels this can go on later.
-            let Some(step) = self.0.last() else { break };
+            let step = self.steps().get(mark..).and_then(|since| since.last()).cloned();
+            let Some(step) = step else { return first };
             let taken = step.take().await;
-            self.0.pop();
+            self.steps().pop();
             if let Err(failure) = taken {
                 tracing::warn!(%failure, "a step was not undone");
                 first = first.and(Err(failure));
             }
         }
-        first
+    }
+
+    /// Forgets the way back: what was done stays.
+    pub fn forget(&self) {
+        self.steps().clear();
     }
 }

@@ -17,7 +17,7 @@ use crate::model::names::ClusterName;
 /// so none is named. `-y`, or an existing name would ask a question.
 pub async fn cluster_join(vela: &Path, name: &ClusterName, kubeconfig: &SecretString, labels: &[Label]) -> Result<()> {
     let failed = |cause: String| {
-        Failure::new(Kind::VelaJoin, cause, "the cluster's Secret is as it was before; try again, and see the log of the Job")
+        Failure::new(Kind::Vela, cause, "the cluster's Secret is as it was before; try again, and see the log of the Job")
     };
     // Created with mode 0600, in TMPDIR: in the Job that is in memory.
     let mut file = tempfile::Builder::new()
@@ -27,21 +27,36 @@ pub async fn cluster_join(vela: &Path, name: &ClusterName, kubeconfig: &SecretSt
         .map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
     file.write_all(kubeconfig.expose_secret().as_bytes())
         .map_err(|error| failed(format!("no file could be written for vela: {error}")))?;
-    let mut command = Command::new(vela);
-    command.args(["cluster", "join"]).arg(file.path()).args(["--name", name.as_str(), "-y", "--create-namespace="]);
+    let path = file.path().to_string_lossy();
+    let mut args = vec!["cluster", "join", &path, "--name", name.as_str(), "-y", "--create-namespace="];
+    let labels = labels.iter().map(Label::to_string).collect::<Vec<_>>().join(",");
     if !labels.is_empty() {
-        command.arg("--labels").arg(labels.iter().map(Label::to_string).collect::<Vec<_>>().join(","));
+        args.extend(["--labels", &labels]);
     }
-    let output = command
+    run(vela, &args).await.map_err(failed)
+}
+
+/// Runs `vela cluster detach`. It takes the cluster out of the records of what Applications deployed, then removes its Secret; it does
+/// not ask the cluster.
+pub async fn cluster_detach(vela: &Path, name: &ClusterName) -> Result<()> {
+    run(vela, &["cluster", "detach", name.as_str()])
+        .await
+        .map_err(|cause| Failure::new(Kind::Vela, cause, "try again: a leave goes on from where it was"))
+}
+
+/// Runs `vela`; the error says what it said last.
+async fn run(vela: &Path, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(vela)
+        .args(args)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
         .await
-        .map_err(|error| failed(format!("{} can't be run: {error}", vela.display())))?;
+        .map_err(|error| format!("{} can't be run: {error}", vela.display()))?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
-    Err(failed(format!("vela cluster join failed ({}): {last}", output.status)))
+    Err(format!("vela {} {} failed ({}): {last}", args[0], args[1], output.status))
 }

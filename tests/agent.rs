@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
 use xregion::agent::{AgentArgs, serve};
-use xregion::model::names::HubId;
+use xregion::model::names::{HubId, Slot};
 use xregion::model::nginx::Served;
 use xregion::model::region::Timeouts;
 use xregion::model::report::Reason;
@@ -65,7 +65,7 @@ async fn echo() -> SocketAddr {
 
 fn route(cluster: &str, host: &str, port: u16, listen: u16) -> Route {
     let (hub, cluster, host) = (HubId::new("hub-uid"), cluster.parse().unwrap(), host.parse().unwrap());
-    Route { trial: false, hub, cluster, host, port, listen, alias: None, proven_at: None }
+    Route { slot: Slot::First, hub, cluster, host, port, listen, alias: None, proven_at: None }
 }
 
 fn served(cluster: &str, listen: u16, port: u16, addresses: &[&str]) -> Served {

@@ -21,7 +21,7 @@ fn the_version_is_metadata_yaml_s() {
 #[test]
 fn the_command_line_in_the_docs_is_what_help_prints() {
     let docs = read("docs/cli.md");
-    for command in [&[][..], &["join"], &["agent"]] {
+    for command in [&[][..], &["join"], &["leave"], &["agent"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_xregion")).args(command).arg("--help").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(docs.contains(&help), "docs/cli.md lacks what `xregion {} --help` prints:\n{help}", command.join(" "));
@@ -41,7 +41,9 @@ fn every_kind_of_failure_is_in_the_docs() {
 #[test]
 fn every_parameter_is_in_the_addon_s_readme() {
     let readme = read("addon/README.md");
-    for file in ["addon/parameter.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue"] {
+    for file in
+        ["addon/parameter.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue"]
+    {
         let text = read(file);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let start = lines.iter().position(|line| line.starts_with("parameter: ")).unwrap();

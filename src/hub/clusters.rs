@@ -1,6 +1,6 @@
 //! The joined clusters: Secrets in `vela-system` that cluster-gateway reads, with xregion's record in their annotations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 use k8s_openapi::ByteString;
@@ -71,6 +71,17 @@ impl Hub {
         Ok(Some(cluster))
     }
 
+    /// The names of every joined cluster.
+    pub async fn cluster_names(&self) -> Result<BTreeSet<String>> {
+        Ok(self.joined_clusters().await?.iter().map(|cluster| cluster.name().to_owned()).collect())
+    }
+
+    async fn joined_clusters(&self) -> Result<Vec<JoinedCluster>> {
+        let params = ListParams::default().labels(CREDENTIAL_TYPE);
+        let list = call("list the joined clusters", self.secrets().list(&params)).await?;
+        Ok(list.items.into_iter().map(|secret| JoinedCluster { secret }).collect())
+    }
+
     /// The UID of the namespace `kube-system` of a joined cluster, as seen through the gateway now.
     pub async fn identity_through_gateway(&self, name: &ClusterName) -> Result<String> {
         let namespaces: Api<Namespace> = Api::all(self.through_gateway(name)?);
@@ -95,10 +106,8 @@ impl Hub {
     ///
     /// Clusters that xregion did not join are asked; one that doesn't answer can't be told and is passed over.
     pub async fn name_of(&self, identity: &str, except: &ClusterName) -> Result<Option<String>> {
-        let clusters =
-            call("list the joined clusters", self.secrets().list(&ListParams::default().labels(CREDENTIAL_TYPE))).await?;
-        let others =
-            clusters.items.into_iter().map(|secret| JoinedCluster { secret }).filter(|cluster| cluster.name() != except.as_str());
+        let clusters = self.joined_clusters().await?;
+        let others = clusters.into_iter().filter(|cluster| cluster.name() != except.as_str());
         let identities = join_all(others.map(|cluster| async move {
             let known = cluster.membership().map(|membership| membership.identity);
             let identity = match (known, cluster.name().parse()) {

@@ -12,7 +12,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::{Hub, call};
+use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::HostAliases;
 use crate::model::names::KIND as KIND_LABEL;
@@ -198,7 +198,9 @@ impl Gateway {
         }
         for pod in old {
             let patch = Patch::Merge(rollout::retired(pod, self.selected_by.iter(), Timestamp::now(), RETIRED_SECONDS));
-            self.unless_gone("take out of service", pod, self.pods.patch(&pod.name_any(), &PatchParams::default(), &patch)).await?;
+            let name = pod.name_any();
+            let params = PatchParams::default();
+            call(&format!("take pod {name} out of service"), gone_is_fine(self.pods.patch(&name, &params, &patch))).await?;
         }
         // At once: the old ReplicaSet replaces the pods it misses until the Deployment tells it not to.
         let patch = Patch::Merge(rollout::handed_over());
@@ -212,20 +214,10 @@ impl Gateway {
 
     async fn end_retired(&self) -> Result<()> {
         for pod in self.list(&retired_selector()).await?.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-            self.unless_gone("end", pod, self.pods.delete(&pod.name_any(), &Default::default())).await?;
+            let name = pod.name_any();
+            call(&format!("end pod {name}"), gone_is_fine(self.pods.delete(&name, &Default::default()))).await?;
         }
         Ok(())
-    }
-
-    /// A call about a pod that may have gone meanwhile.
-    async fn unless_gone<T>(&self, verb: &str, pod: &Pod, future: impl Future<Output = kube::Result<T>>) -> Result<()> {
-        let outcome = async {
-            match future.await {
-                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-                other => other.map(drop),
-            }
-        };
-        call(&format!("{verb} pod {}", pod.name_any()), outcome).await
     }
 
     async fn list(&self, selector: &str) -> Result<Vec<Pod>> {

@@ -1,7 +1,9 @@
 //! The hub's API: where KubeVela, its cluster-gateway and the records of joined clusters are.
 
+pub mod applications;
 pub mod clusters;
 pub mod gateway;
+pub mod leftovers;
 pub mod lock;
 pub mod progress;
 
@@ -128,6 +130,15 @@ pub async fn call<T>(what: &str, future: impl Future<Output = kube::Result<T>>) 
             format!("can't {what}: no answer within {} s", CALL_TIMEOUT.as_secs()),
             "check the hub's API server",
         )),
+    }
+}
+
+/// A deletion, of which the outcome counts: whether there was anything to delete.
+pub async fn gone_is_fine<T>(deletion: impl Future<Output = kube::Result<T>>) -> kube::Result<bool> {
+    match deletion.await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a Job tells of itself while it runs: a ConfigMap that the workflow step renders as its message, that a shell follows,
-//! and by which joins that run at once know of each other.
+//! and by which runs that go on at once know of each other.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,8 +13,7 @@ use serde_json::json;
 
 use super::{Hub, call};
 use crate::error::{Failure, Result};
-use crate::model::joined::Joined;
-use crate::model::names::{KIND, MANAGER, NAMESPACE};
+use crate::model::names::{ClusterName, KIND, MANAGER, NAMESPACE};
 
 /// Label value (of [`KIND`]) of these ConfigMaps.
 const KIND_PROGRESS: &str = "progress";
@@ -31,10 +30,10 @@ pub struct Job {
     pub uid: String,
 }
 
-/// The steps of a join, in order, as they are told.
+/// The steps of a join or a leave, in order, as they are told.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Stage {
-    /// Reading the kubeconfig and the region.
+    /// Reading what there is: the kubeconfig, the region, the hub's records.
     Reading,
     /// Writing the route.
     Routing,
@@ -42,17 +41,34 @@ pub enum Stage {
     Applying,
     /// Going the way the hub will go.
     Proving,
+    /// Running `vela cluster detach`.
+    Detaching,
     /// Changing and rolling the gateway.
     Rolling,
     /// Running `vela cluster join` and looking at what came of it.
     Joining,
+    /// Removing a route and its port.
+    Releasing,
     /// Done.
-    Joined,
+    Done,
     /// Given up.
     Failed,
 }
 
 impl Stage {
+    const ALL: [Self; 10] = [
+        Self::Reading,
+        Self::Routing,
+        Self::Applying,
+        Self::Proving,
+        Self::Detaching,
+        Self::Rolling,
+        Self::Joining,
+        Self::Releasing,
+        Self::Done,
+        Self::Failed,
+    ];
+
     /// As written into the ConfigMap.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -60,16 +76,17 @@ impl Stage {
             Self::Routing => "routing",
             Self::Applying => "applying",
             Self::Proving => "proving",
+            Self::Detaching => "detaching",
             Self::Rolling => "rolling",
             Self::Joining => "joining",
-            Self::Joined => "joined",
+            Self::Releasing => "releasing",
+            Self::Done => "done",
             Self::Failed => "failed",
         }
     }
 
-    /// Whether a join at this stage is about to want a host alias.
-    fn before_rolling(text: &str) -> bool {
-        [Self::Reading, Self::Routing, Self::Applying, Self::Proving].iter().any(|stage| stage.as_str() == text)
+    fn read(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|stage| stage.as_str() == text)
     }
 }
 
@@ -77,43 +94,115 @@ impl Stage {
 pub struct Progress {
     hub: Hub,
     job: Option<Job>,
-    region: String,
-    last: Mutex<String>,
+    board: Mutex<Board>,
+}
+
+/// How far each cluster of the run is.
+#[derive(Default)]
+struct Board {
+    clusters: BTreeMap<ClusterName, Line>,
+    last: String,
+}
+
+struct Line {
+    region: Option<ClusterName>,
+    stage: Stage,
+}
+
+impl Board {
+    /// The stage of the slowest that still goes on.
+    fn stage(&self) -> Stage {
+        let stages = self.clusters.values().map(|line| line.stage);
+        stages.min().unwrap_or(Stage::Reading)
+    }
+
+    /// One cluster's message, or how many are how far.
+    fn message(&self, cluster: &ClusterName, message: &str) -> String {
+        let total = self.clusters.len();
+        if total < 2 {
+            return message.to_owned();
+        }
+        let count = |stage: Stage| self.clusters.values().filter(|line| line.stage == stage).count();
+        let failed = match count(Stage::Failed) {
+            0 => String::new(),
+            failed => format!(", {failed} failed"),
+        };
+        format!("{} of {total} done{failed}; {cluster}: {message}", count(Stage::Done))
+    }
+}
+
+/// What one cluster of a run tells.
+pub struct Teller<'a> {
+    progress: &'a Progress,
+    cluster: ClusterName,
+}
+
+impl Teller<'_> {
+    /// Tells a stage.
+    pub async fn stage(&self, stage: Stage, message: &str) {
+        tracing::info!(cluster = self.cluster.as_str(), stage = stage.as_str(), "{message}");
+        let (slowest, text) = {
+            let mut board = self.progress.board();
+            if let Some(line) = board.clusters.get_mut(&self.cluster) {
+                line.stage = stage;
+            }
+            let text = board.message(&self.cluster, message);
+            board.last.clone_from(&text);
+            (board.stage(), text)
+        };
+        self.progress.write(slowest, &text, &BTreeMap::new()).await;
+    }
 }
 
 impl Progress {
-    /// Progress of a join into `region`.
-    pub fn new(hub: &Hub, job: Option<Job>, region: &str) -> Self {
-        Self { hub: hub.clone(), job, region: region.to_owned(), last: Mutex::new("starting".into()) }
+    /// Progress of a run.
+    pub fn new(hub: &Hub, job: Option<Job>) -> Self {
+        Self { hub: hub.clone(), job, board: Mutex::new(Board { last: "starting".into(), ..Board::default() }) }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a cluster of the run, with the region it is joined through.
+    pub fn of(&self, cluster: &ClusterName, region: Option<&ClusterName>) -> Teller<'_> {
+        let line = Line { region: region.cloned(), stage: Stage::Reading };
+        self.board().clusters.insert(cluster.clone(), line);
+        Teller { progress: self, cluster: cluster.clone() }
     }
 
     /// What was told last.
     pub fn last(&self) -> String {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.board().last.clone()
     }
 
-    /// Tells a stage. It is not worth failing a join when that can't be written.
-    pub async fn tell(&self, stage: Stage, message: &str) {
-        self.write(stage, message, &BTreeMap::new()).await;
+    /// Tells that the run is done, with what later workflow steps may use.
+    pub async fn finish(&self, message: &str, outputs: &BTreeMap<&'static str, String>) {
+        tracing::info!(stage = Stage::Done.as_str(), "{message}");
+        self.write(Stage::Done, message, outputs).await;
     }
 
-    /// Tells that the join is done, with what later workflow steps may use.
-    pub async fn finish(&self, joined: &Joined) {
-        self.write(Stage::Joined, &joined.to_string(), &joined.to_outputs()).await;
-    }
-
-    /// Tells that the join was given up, and why.
+    /// Tells that the run was given up, and why.
     pub async fn fail(&self, failure: &Failure) {
+        tracing::info!(stage = Stage::Failed.as_str(), "{failure}");
         let told = [("cause", failure.cause().to_owned()), ("hint", failure.hint().to_owned())].into();
         self.write(Stage::Failed, &failure.to_string(), &told).await;
     }
 
-    async fn write(&self, stage: Stage, message: &str, outputs: &BTreeMap<&str, String>) {
-        tracing::info!(stage = %stage.as_str(), "{message}");
-        message.clone_into(&mut self.last.lock().unwrap_or_else(PoisonError::into_inner));
+    /// It is not worth failing a run when its progress can't be written.
+    async fn write(&self, stage: Stage, message: &str, outputs: &BTreeMap<&'static str, String>) {
         let Some(job) = &self.job else { return };
-        let mut data =
-            json!({"stage": stage.as_str(), "message": message, "region": self.region, "at": Timestamp::now().to_string()});
+        let clusters: BTreeMap<String, String> = {
+            let board = self.board();
+            let of = |(name, line): (&ClusterName, &Line)| Some((name.to_string(), line.region.as_ref()?.to_string()));
+            board.clusters.iter().filter_map(of).collect()
+        };
+        let mut data = json!({
+            "stage": stage.as_str(),
+            "message": message,
+            "clusters": json!(clusters).to_string(),
+            "at": Timestamp::now().to_string(),
+        });
         for (key, value) in outputs {
             data[*key] = json!(value);
         }
@@ -135,34 +224,82 @@ impl Progress {
         }
     }
 
-    /// The regions into which other Jobs are joining clusters, and whether any of those will want a host alias soon.
+    /// What other runs are about to want of the gateway.
     pub async fn others(&self) -> Result<Others> {
         let maps: Api<ConfigMap> = Api::namespaced(self.hub.client(), NAMESPACE);
         let params = ListParams::default().labels(&format!("{KIND}={KIND_PROGRESS}"));
-        let list = call("list the progress of other joins", maps.list(&params)).await?;
-        let mut others = Others::default();
-        for map in list.items.iter().filter(|map| map.metadata.name != self.job.as_ref().map(|job| job.name.clone())) {
-            let get = |key: &str| map.data.as_ref().and_then(|data| data.get(key)).map(String::as_str).unwrap_or_default();
-            let stage = get("stage");
-            // A Job that was killed tells no end.
-            let fresh = get("at").parse::<Timestamp>().is_ok_and(|at| at + FRESH > Timestamp::now());
-            if !fresh {
-                continue;
-            }
-            if Stage::before_rolling(stage) || stage == Stage::Rolling.as_str() {
-                others.regions.push(get("region").to_owned());
-                others.coming |= Stage::before_rolling(stage);
-            }
-        }
-        Ok(others)
+        let list = call("list the progress of other runs", maps.list(&params)).await?;
+        let mine = self.job.as_ref().map(|job| job.name.as_str());
+        let told = list.items.iter().filter(|map| map.metadata.name.as_deref() != mine).filter_map(|map| map.data.as_ref());
+        Ok(Others::of(told, Timestamp::now()))
     }
 }
 
-/// What is known of joins that run beside this one.
+/// What is known of runs that go on beside this one.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Others {
-    /// Their regions.
-    pub regions: Vec<String>,
-    /// Whether one of them has not proven its route yet.
+    /// The clusters that they join and have not joined yet, with their regions.
+    pub clusters: BTreeMap<ClusterName, ClusterName>,
+    /// Whether one of them will want a change of the gateway soon.
     pub coming: bool,
+}
+
+impl Others {
+    fn of<'a>(told: impl Iterator<Item = &'a BTreeMap<String, String>>, now: Timestamp) -> Self {
+        let mut others = Self::default();
+        for data in told {
+            let get = |key: &str| data.get(key).map(String::as_str).unwrap_or_default();
+            // A Job that was killed tells no end.
+            let fresh = get("at").parse::<Timestamp>().is_ok_and(|at| at + FRESH > now);
+            let Some(stage) = Stage::read(get("stage")).filter(|stage| fresh && *stage <= Stage::Rolling) else { continue };
+            others.coming |= stage < Stage::Rolling;
+            let clusters: BTreeMap<String, String> = serde_json::from_str(get("clusters")).unwrap_or_default();
+            others.clusters.extend(clusters.iter().filter_map(|(name, region)| Some((name.parse().ok()?, region.parse().ok()?))));
+        }
+        others
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_read_back_in_order() {
+        for stage in Stage::ALL {
+            assert_eq!(Stage::read(stage.as_str()), Some(stage));
+        }
+        assert!(Stage::ALL.is_sorted());
+    }
+
+    #[test]
+    fn runs_that_are_about_to_roll_are_waited_for() {
+        let now = Timestamp::now();
+        let told = |stage: &str, age: i64, clusters: &str| -> BTreeMap<String, String> {
+            let at = (now - jiff::SignedDuration::from_secs(age)).to_string();
+            [("stage", stage.to_owned()), ("at", at), ("clusters", clusters.to_owned())].map(|(k, v)| (k.to_owned(), v)).into()
+        };
+        let of = |data: &[BTreeMap<String, String>]| Others::of(data.iter(), now);
+        let names = |others: &Others| others.clusters.keys().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let both = of(&[told("proving", 1, r#"{"a":"east","b":"west"}"#), told("rolling", 1, r#"{"c":"east"}"#)]);
+        assert_eq!((names(&both).as_str(), both.coming), ("a,b,c", true));
+        assert!(!of(&[told("rolling", 1, r#"{"c":"east"}"#)]).coming);
+        assert!(of(&[told("detaching", 1, "{}")]).coming);
+        for gone in [told("proving", 61, r#"{"a":"east"}"#), told("done", 1, r#"{"a":"east"}"#), told("nonsense", 1, "{")] {
+            assert_eq!(of(&[gone]), Others::default());
+        }
+    }
+
+    #[test]
+    fn several_clusters_are_told_in_one_line() {
+        let line = |stage| Line { region: None, stage };
+        let name = |text: &str| text.parse::<ClusterName>().unwrap();
+        let mut board = Board::default();
+        board.clusters.insert(name("a"), line(Stage::Proving));
+        assert_eq!(board.message(&name("a"), "proving"), "proving");
+        board.clusters.insert(name("b"), line(Stage::Done));
+        board.clusters.insert(name("c"), line(Stage::Failed));
+        assert_eq!(board.message(&name("a"), "proving"), "1 of 3 done, 1 failed; a: proving");
+        assert_eq!(board.stage(), Stage::Proving);
+    }
 }

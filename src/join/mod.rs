@@ -1,5 +1,6 @@
 //! The story of a join: read, route, apply, prove, roll, join. Nothing on the hub changes before the way is proven, and whatever a
-//! failed run changed is undone.
+//! failed run changed is undone. Several clusters go the way side by side, meet at one rollout of the gateway, and part again: one that
+//! fails holds no other back.
 
 mod admit;
 mod prove;
@@ -9,25 +10,49 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures::future::join_all;
+use tokio::sync::Semaphore;
+
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::Gateway;
-use crate::hub::progress::{Progress, Stage};
+use crate::hub::leftovers::Leftover;
+use crate::hub::progress::{Progress, Stage, Teller};
+use crate::leave;
 use crate::model::aliases::HostAliases;
 use crate::model::joined::Joined;
 use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
-use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName};
+use crate::model::membership::Membership;
+use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
-use crate::model::route::Route;
+use crate::model::route::slots;
 use crate::region::Region;
 use crate::undo::Undo;
 
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How many clusters are laid and proven at once.
+const PROVEN_AT_ONCE: usize = 10;
+/// How many `vela` run at once: each takes about 100 MiB.
+const JOINED_AT_ONCE: usize = 3;
 
 /// What is asked for.
 pub struct Order {
+    /// The clusters.
+    pub members: Vec<Member>,
+    /// The gateway's Deployment, if it can't be found by itself.
+    pub gateway: Option<String>,
+    /// Whether one cluster may be joined under two names.
+    pub allow_second_name: bool,
+    /// Whether another cluster may take over a name.
+    pub replace: bool,
+    /// The `vela` CLI.
+    pub vela: PathBuf,
+}
+
+/// One cluster to join.
+pub struct Member {
     /// The cluster's name on the hub.
     pub cluster: ClusterName,
     /// The region it is joined through.
@@ -38,12 +63,6 @@ pub struct Order {
     pub labels: Vec<Label>,
     /// The node port it should have.
     pub node_port: Option<u16>,
-    /// The gateway's Deployment, if it can't be found by itself.
-    pub gateway: Option<String>,
-    /// Whether one cluster may be joined under two names.
-    pub allow_second_name: bool,
-    /// The `vela` CLI.
-    pub vela: PathBuf,
 }
 
 /// Where a kubeconfig is.
@@ -59,57 +78,165 @@ pub enum Source {
     Read(Box<Access>),
 }
 
-/// Joins a cluster. `undo` holds, at every await, what would have to be undone if it ended there.
-pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undo: &mut Undo) -> Result<Joined> {
-    progress.tell(Stage::Reading, &format!("reading the kubeconfig of {} and region {}", order.cluster, order.region)).await;
-    let mut join = Join::read(hub, order).await?;
+/// Joins clusters, and tells of each what came of it. `undos` has one for each; it holds, at every await, what would have to be
+/// undone if it ended there, and nothing for a cluster that is done.
+pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo]) -> Result<Vec<Result<Joined>>> {
+    let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();
+    let gateway = hub.gateway(order.gateway.as_deref()).await?;
+    let permits = Semaphore::new(PROVEN_AT_ONCE);
+    let proven = join_all(order.members.iter().zip(&tellers).zip(undos).map(|((member, tell), undo)| {
+        let (permits, gateway) = (&permits, &gateway);
+        async move {
+            let _permit = permits.acquire().await;
+            let proven = prove(hub, order, member, gateway, tell, undo).await;
+            settled(proven, tell, undo).await
+        }
+    }))
+    .await;
+    let proven = each_once(proven, order.allow_second_name);
+    let rolled = admit::roll(hub, &gateway, progress, proven).await?;
+
+    let permits = Semaphore::new(JOINED_AT_ONCE);
+    let joined = join_all(rolled.into_iter().zip(&tellers).zip(undos).map(|((proven, tell), undo)| {
+        let permits = &permits;
+        async move {
+            let joined = async {
+                let mut proven = proven?;
+                let _permit = permits.acquire().await;
+                proven.register().await?;
+                Ok(proven)
+            };
+            let joined = settled(joined.await, tell, undo).await;
+            if joined.is_ok() {
+                // From here on it is joined, and nothing is undone.
+                undo.forget();
+            }
+            joined
+        }
+    }))
+    .await;
+    admit::drop_old_aliases(hub, &gateway, progress, &joined).await;
+    Ok(join_all(joined.into_iter().map(|proven| async { Ok(proven?.finish().await) })).await)
+}
+
+/// Undoes what a cluster's join did, if it failed.
+async fn settled<T>(outcome: Result<T>, tell: &Teller<'_>, undo: &Undo) -> Result<T> {
+    let Err(mut failure) = outcome else { return outcome };
+    if undo.mark() > 0
+        && let Err(other) = undo.all().await
+    {
+        failure = failure.and(&format!("and not everything could be undone: {}", other.cause()));
+    }
+    tell.stage(Stage::Failed, &failure.to_string()).await;
+    Err(failure)
+}
+
+/// Reads, routes, applies and proves.
+async fn prove<'a>(
+    hub: &'a Hub,
+    order: &'a Order,
+    member: &'a Member,
+    gateway: &'a Gateway,
+    tell: &'a Teller<'a>,
+    undo: &'a Undo,
+) -> Result<Proven<'a>> {
+    tell.stage(Stage::Reading, &format!("reading the kubeconfig of {} and region {}", member.cluster, member.region)).await;
+    let mut join = Join::read(hub, order, member, gateway, tell, undo).await?;
 
     let upstream = authority_part(&join.access.host.to_string(), join.access.port);
-    progress.tell(Stage::Routing, &format!("routing {upstream} through region {}", order.region)).await;
-    let current = join.region.route(&hub.id.route_name(&order.cluster, false)).await?;
-    let moved = |route: &Route| (&route.host, route.port) != (&join.access.host, join.access.port);
-    if current.as_ref().is_some_and(moved) {
-        // The route that serves now must not be bent before the new upstream is known to be the same cluster.
-        let mark = undo.mark();
-        join.lay(true, None, progress, undo).await?;
-        undo.back_to(mark).await?;
+    tell.stage(Stage::Routing, &format!("routing {upstream} through region {}", member.region)).await;
+    let laid = join.laid().await?;
+    let (serving, slot) = slots(&laid, join.serving(), (&join.access.host, join.access.port));
+    let ports_of = |slot: Slot| laid[slot as usize].ports;
+    let membership = match serving.filter(|serving| *serving != slot) {
+        // The port that it has is asked for: what serves there must not be bent before the new upstream is proven.
+        Some(serving) if member.node_port.is_some() && ports_of(serving).map(|ports| ports.node) == member.node_port => {
+            let mark = undo.mark();
+            join.lay(slot, None, None).await?;
+            undo.back_to(mark).await?;
+            join.lay(serving, laid[serving as usize].route.clone(), None).await?
+        }
+        _ => {
+            let preferred = join.moves_from().map(|old| old.node_port);
+            join.lay(slot, laid[slot as usize].route.clone(), preferred).await?
+        }
+    };
+    Ok(Proven { join, membership })
+}
+
+/// One cluster under two names of one run: the second is refused, as it would be in a run of its own.
+fn each_once(mut proven: Vec<Result<Proven<'_>>>, allow_second_name: bool) -> Vec<Result<Proven<'_>>> {
+    let mut seen: Vec<(String, ClusterName)> = Vec::new();
+    for one in &mut proven {
+        let Ok(Proven { join, membership }) = one else { continue };
+        match seen.iter().find(|(identity, _)| *identity == membership.identity) {
+            Some((_, name)) if !allow_second_name => *one = Err(prove::second_name(name.as_str())),
+            _ => seen.push((membership.identity.clone(), join.member.cluster.clone())),
+        }
     }
-    let membership = join.lay(false, current, progress, undo).await?;
-
-    progress.tell(Stage::Rolling, &format!("leading {} to the region's nodes on the gateway", membership.alias)).await;
-    join.roll(&membership, progress, undo).await?;
-
-    progress.tell(Stage::Joining, &format!("joining {}", order.cluster)).await;
-    join.register(&membership, undo).await?;
-    Ok(Joined {
-        changed: join.changed,
-        endpoint: membership.endpoint(),
-        node_port: membership.node_port,
-        node_ips: join.addresses,
-        host: membership.upstream,
-        alias: membership.alias,
-    })
+    proven
 }
 
 /// A join under way.
 struct Join<'a> {
     hub: &'a Hub,
     order: &'a Order,
+    member: &'a Member,
+    gateway: &'a Gateway,
+    tell: &'a Teller<'a>,
+    undo: &'a Undo,
     access: Access,
     before: Option<JoinedCluster>,
     region: Region,
     nodes: Vec<EntryNode>,
-    gateway: Gateway,
     aliases: HostAliases,
     addresses: BTreeSet<IpAddr>,
     /// Whether this run changed anything.
     changed: bool,
 }
 
+/// A join whose way is proven.
+struct Proven<'a> {
+    join: Join<'a>,
+    membership: Membership,
+}
+
+impl Proven<'_> {
+    async fn register(&mut self) -> Result<()> {
+        self.join.tell.stage(Stage::Joining, &format!("joining {}", self.join.member.cluster)).await;
+        self.join.register(&self.membership).await
+    }
+
+    /// Removes what served before, and tells that all is done. It is joined by now: what stays, the next run removes.
+    async fn finish(mut self) -> Joined {
+        if let Err(failure) = self.join.clear_away(&self.membership).await {
+            tracing::warn!(%failure, cluster = %self.join.member.cluster, "what served before stays until the next join or leave");
+        }
+        let Self { join, membership } = self;
+        let joined = Joined {
+            changed: join.changed,
+            endpoint: membership.endpoint(),
+            node_port: membership.node_port,
+            node_ips: join.addresses,
+            host: membership.upstream,
+            alias: membership.alias,
+        };
+        join.tell.stage(Stage::Done, &joined.to_string()).await;
+        joined
+    }
+}
+
 impl<'a> Join<'a> {
     /// Reads everything a join depends on, and refuses what can be refused without changing anything.
-    async fn read(hub: &'a Hub, order: &'a Order) -> Result<Self> {
-        let access = match &order.source {
+    async fn read(
+        hub: &'a Hub,
+        order: &'a Order,
+        member: &'a Member,
+        gateway: &'a Gateway,
+        tell: &'a Teller<'a>,
+        undo: &'a Undo,
+    ) -> Result<Self> {
+        let access = match &member.source {
             Source::Read(access) => (**access).clone(),
             Source::Secret { name, key } => {
                 let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
@@ -118,17 +245,8 @@ impl<'a> Join<'a> {
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
             }
         };
-        let before = hub.cluster(&order.cluster).await?;
-        if let Some(membership) =
-            before.as_ref().and_then(JoinedCluster::membership).filter(|membership| membership.region != order.region)
-        {
-            return Err(Failure::new(
-                Kind::OtherCluster,
-                format!("cluster {} is joined through region {} already", order.cluster, membership.region),
-                format!("let it leave first (vela cluster detach {}), or name that region", order.cluster),
-            ));
-        }
-        let region = Region::enter(hub, &order.region).await?;
+        let before = hub.cluster(&member.cluster).await?;
+        let region = Region::enter(hub, &member.region).await?;
         let nodes = region.nodes().await?;
         if !nodes.iter().any(|node| node.ready) {
             return Err(no_ready_node(&region, &nodes));
@@ -139,14 +257,59 @@ impl<'a> Join<'a> {
         if region.ready_proxies().await?.is_empty() {
             return Err(no_ready_proxy(&region));
         }
-        let gateway = hub.gateway(order.gateway.as_deref()).await?;
         let aliases = gateway.aliases().await?;
         let addresses = aliased_addresses(&nodes, &aliases.addresses(&region.name));
-        let join = Self { hub, order, access, before, region, nodes, gateway, aliases, addresses, changed: false };
+        let join =
+            Self { hub, order, member, gateway, tell, undo, access, before, region, nodes, aliases, addresses, changed: false };
         if let ApiHost::Dns(name) = join.access.certificate_name() {
             join.choose_alias(&[name])?;
         }
         Ok(join)
+    }
+
+    /// How the cluster is joined through another region than the one asked for.
+    fn moves_from(&self) -> Option<Membership> {
+        let before = self.before.as_ref().and_then(JoinedCluster::membership)?;
+        (before.region != self.member.region).then_some(before)
+    }
+
+    /// The node port by which the hub reaches the cluster now, if that is in this region. What KubeVela uses counts, not the record
+    /// of it, which a run that died did not write.
+    fn serving(&self) -> Option<u16> {
+        if self.moves_from().is_some() {
+            return None;
+        }
+        self.before.as_ref()?.endpoint()?.rsplit_once(':')?.1.parse().ok()
+    }
+
+    /// Removes what nothing uses any more: the other slot, and what the cluster has in regions it left.
+    async fn clear_away(&mut self, membership: &Membership) -> Result<()> {
+        let name = &self.member.cluster;
+        for (slot, laid) in Slot::ALL.into_iter().zip(self.laid().await?) {
+            let serves = laid.ports.is_some_and(|ports| ports.node == membership.node_port);
+            if !serves && (laid.ports.is_some() || laid.route.is_some()) {
+                self.region.release_ports(&self.hub.id.port_name(name, slot)).await?;
+                self.region.remove_route(&self.hub.id.route_name(name, slot)).await?;
+                self.changed = true;
+            }
+        }
+        for leftover in self.hub.leftovers().await?.into_iter().filter(|leftover| leftover.cluster == *name) {
+            if leftover.region == self.member.region {
+                self.hub.remove_leftover(&leftover).await?;
+            } else {
+                leave::clear(self.hub, &leftover).await?;
+            }
+            self.changed = true;
+        }
+        Ok(())
+    }
+
+    /// Before anything changes on the hub, what will be left in the region that the cluster moves from.
+    async fn note_move(&self) -> Result<()> {
+        let Some(old) = self.moves_from() else { return Ok(()) };
+        let leftover = Leftover { cluster: self.member.cluster.clone(), region: old.region };
+        self.undo.note(crate::undo::Step::ForgetLeftover(Box::new(self.hub.clone()), leftover.clone()));
+        self.hub.put_leftover(&leftover).await
     }
 }
 

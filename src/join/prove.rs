@@ -9,31 +9,39 @@ use tokio::time::{Instant, sleep};
 use super::{ASK_EVERY, Join};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
-use crate::hub::progress::{Progress, Stage};
+use crate::hub::progress::Stage;
 use crate::model::aliases::Wanted;
 use crate::model::membership::{self, Membership};
-use crate::model::names::{ApiHost, DnsName};
+use crate::model::names::{ApiHost, DnsName, Slot};
+use crate::model::ports::Ports;
 use crate::model::report::{Reason, Uptake, uptake};
-use crate::model::route::Route;
+use crate::model::route::{Laid, Route};
 use crate::probe::{self, Door};
-use crate::undo::{Step, Undo};
+use crate::undo::Step;
 
 /// How long the ready proxies may take to take up a route.
 const UPTAKE_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Join<'_> {
-    /// Writes the route and its port, waits until every ready proxy serves it, and proves it.
-    pub(super) async fn lay(
-        &mut self,
-        trial: bool,
-        current: Option<Route>,
-        progress: &Progress,
-        undo: &mut Undo,
-    ) -> Result<Membership> {
+    /// What the region has of the cluster, slot by slot.
+    pub(super) async fn laid(&self) -> Result<[Laid; 2]> {
+        let of = |slot: Slot| async move {
+            let (id, name) = (&self.hub.id, &self.member.cluster);
+            Ok::<_, Failure>(Laid {
+                route: self.region.route(&id.route_name(name, slot)).await?,
+                ports: self.region.ports(&id.port_name(name, slot)).await?,
+            })
+        };
+        Ok([of(Slot::First).await?, of(Slot::Second).await?])
+    }
+
+    /// Writes the route and its port, waits until every ready proxy serves it, and proves it. Where no node port is asked for and it
+    /// has none, it gets the preferred one if that is free.
+    pub(super) async fn lay(&mut self, slot: Slot, current: Option<Route>, preferred: Option<u16>) -> Result<Membership> {
         let mut route = Route {
-            trial,
+            slot,
             hub: self.hub.id.clone(),
-            cluster: self.order.cluster.clone(),
+            cluster: self.member.cluster.clone(),
             host: self.access.host.clone(),
             port: self.access.port,
             listen: 0,
@@ -41,8 +49,7 @@ impl Join<'_> {
             proven_at: current.as_ref().and_then(|route| route.proven_at),
         };
         let had = self.region.ports(&route.port_name()).await?;
-        let asked = self.order.node_port.filter(|_| !trial);
-        match (had, asked) {
+        match (had, self.asked(slot).await?) {
             (Some(had), Some(asked)) if had.node != asked => {
                 return Err(Failure::new(
                     Kind::NodePortTaken,
@@ -54,36 +61,34 @@ impl Join<'_> {
                 ));
             }
             (Some(_), _) => {}
-            (None, _) => undo.note(Step::ReleasePorts(Box::new(self.region.clone()), route.port_name())),
+            (None, _) => self.undo.note(Step::ReleasePorts(Box::new(self.region.clone()), route.port_name())),
         }
-        let ports = self.region.take_ports(&route.port_name(), asked).await?;
+        let ports = self.take_ports(&route, preferred.filter(|_| had.is_none())).await?;
         route.listen = ports.listen;
-        self.changed |= !trial && had.is_none();
+        self.changed |= had.is_none();
         if current.as_ref().map(Route::digest) != Some(route.digest()) {
-            undo.note(match current.clone() {
+            // Proven is only what leads where it led.
+            (route.alias, route.proven_at) = (None, None);
+            self.undo.note(match current.clone() {
                 Some(current) => Step::PutRoute(Box::new(self.region.clone()), Box::new(current)),
                 None => Step::RemoveRoute(Box::new(self.region.clone()), route.name()),
             });
             self.region.put_route(&route).await?;
-            self.changed |= !trial;
+            self.changed = true;
         }
-        self.applied(&route, progress).await?;
+        self.applied(&route).await?;
 
-        progress
-            .tell(
-                Stage::Proving,
-                &format!("proving the way to {} over {} nodes", route.cluster, self.nodes.iter().filter(|n| n.ready).count()),
-            )
-            .await;
+        let ready = self.nodes.iter().filter(|node| node.ready).count();
+        self.tell.stage(Stage::Proving, &format!("proving the way to {} over {ready} nodes", route.cluster)).await;
         let (alias, identity) = self.prove(ports.node).await?;
-        if !trial && (route.proven_at.is_none() || route.alias.as_ref() != Some(&alias)) {
+        if route.proven_at.is_none() || route.alias.as_ref() != Some(&alias) {
             route.alias = Some(alias.clone());
             route.proven_at = Some(Timestamp::now());
             self.region.put_route(&route).await?;
             self.changed = true;
         }
         Ok(Membership {
-            region: self.order.region.clone(),
+            region: self.member.region.clone(),
             upstream: route.host,
             upstream_port: route.port,
             alias,
@@ -92,8 +97,25 @@ impl Join<'_> {
         })
     }
 
+    /// The node port asked for, unless the cluster's other slot has it.
+    async fn asked(&self, slot: Slot) -> Result<Option<u16>> {
+        let Some(asked) = self.member.node_port else { return Ok(None) };
+        let other = self.region.ports(&self.hub.id.port_name(&self.member.cluster, slot.other())).await?;
+        Ok(Some(asked).filter(|asked| other.is_none_or(|other| other.node != *asked)))
+    }
+
+    async fn take_ports(&self, route: &Route, preferred: Option<u16>) -> Result<Ports> {
+        if preferred.is_some() && self.member.node_port.is_none() {
+            match self.region.take_ports(&route.port_name(), preferred).await {
+                Err(failure) if failure.kind == Kind::NodePortTaken => {}
+                taken => return taken,
+            }
+        }
+        self.region.take_ports(&route.port_name(), self.asked(route.slot).await?).await
+    }
+
     /// Waits until every ready proxy serves the route.
-    async fn applied(&self, route: &Route, progress: &Progress) -> Result<()> {
+    async fn applied(&self, route: &Route) -> Result<()> {
         let start = Instant::now();
         let mut told = String::new();
         loop {
@@ -127,7 +149,7 @@ impl Join<'_> {
                 ));
             }
             if message != told {
-                progress.tell(Stage::Applying, &format!("waiting for region {}: {message}", self.region.name)).await;
+                self.tell.stage(Stage::Applying, &format!("waiting for region {}: {message}", self.region.name)).await;
                 told = message;
             }
             sleep(ASK_EVERY).await;
@@ -175,7 +197,7 @@ impl Join<'_> {
         }
         let mut refused = None;
         for name in candidates.iter().filter(|name| !name.is_reserved()) {
-            match self.aliases.admit(&self.wanted(name)) {
+            match self.aliases.admit_move(&self.wanted(name)) {
                 Ok(()) => return Ok(name.clone()),
                 Err(failure) => refused = refused.or(Some(failure)),
             }
@@ -190,16 +212,17 @@ impl Join<'_> {
     }
 
     pub(super) fn wanted(&self, host: &DnsName) -> Wanted {
-        Wanted { host: host.clone(), cluster: self.order.cluster.clone(), region: self.order.region.clone() }
+        Wanted { host: host.clone(), cluster: self.member.cluster.clone(), region: self.member.region.clone() }
     }
 
     /// The name must not belong to another cluster, nor the cluster to another name.
     async fn check_identity(&self, identity: &str, endpoint: &str) -> Result<()> {
-        let name = &self.order.cluster;
+        let name = &self.member.cluster;
         if let Some(before) = &self.before {
             // A run that was killed between joining and recording leaves just the Secret that this one would write.
             let interrupted = before.endpoint() == Some(endpoint) && before.data("ca.crt") == Some(&self.access.ca);
             let known = match before.membership() {
+                _ if self.order.replace => identity.to_owned(),
                 Some(membership) => membership.identity,
                 None if interrupted => identity.to_owned(),
                 None => self.hub.identity_through_gateway(name).await.map_err(|failure| {
@@ -219,19 +242,24 @@ impl Join<'_> {
                     format!(
                         "the name {name} belongs to another cluster: the one joined has identity {known}, this kubeconfig leads to {identity}"
                     ),
-                    format!("choose another name, or detach that one first: vela cluster detach {name}"),
+                    "choose another name; replace (--replace) gives the name to this cluster, and KubeVela deploys there what it deployed to the other",
                 ));
             }
         }
         if !self.order.allow_second_name
             && let Some(other) = self.hub.name_of(identity, name).await?
         {
-            return Err(Failure::new(
-                Kind::SecondName,
-                format!("this cluster is joined already, as {other}"),
-                "use that name; KubeVela would deploy twice to one cluster (allowSecondName, or --allow-second-name, joins it all the same)",
-            ));
+            return Err(second_name(&other));
         }
         Ok(())
     }
+}
+
+/// The failure of a cluster that has another name already.
+pub(super) fn second_name(other: &str) -> Failure {
+    Failure::new(
+        Kind::SecondName,
+        format!("this cluster is joined already, as {other}"),
+        "use that name; KubeVela would deploy twice to one cluster (allowSecondName, or --allow-second-name, joins it all the same)",
+    )
 }

@@ -37,6 +37,15 @@ pub struct HostAliases {
     pub record: Record,
 }
 
+/// A host name that a cluster has, as recorded: anybody may have edited it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Claim {
+    /// The host name.
+    pub host: String,
+    /// The region it leads to.
+    pub region: String,
+}
+
 /// One thing a join wants: this name, for that cluster, in this region.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Wanted {
@@ -83,6 +92,30 @@ impl HostAliases {
         }
     }
 
+    /// Whether `wanted` may have its host name, or take it along from another region: that is possible where nobody shares it.
+    ///
+    /// # Errors
+    /// As [`HostAliases::admit`].
+    pub fn admit_move(&self, wanted: &Wanted) -> Result<()> {
+        let alone = |recorded: &Recorded| recorded.clusters.iter().eq([wanted.cluster.as_str()]);
+        if self.record.0.get(wanted.host.as_str()).is_some_and(alone) { Ok(()) } else { self.admit(wanted) }
+    }
+
+    /// Whether a name is recorded for just this cluster and region.
+    pub fn has(&self, wanted: &Wanted) -> bool {
+        self.record.0.get(wanted.host.as_str()).is_some_and(|recorded| {
+            recorded.region == wanted.region.as_str() && recorded.clusters.contains(wanted.cluster.as_str())
+        })
+    }
+
+    /// What a cluster claims.
+    pub fn claims_of(&self, cluster: &ClusterName) -> Vec<Claim> {
+        let of = |(host, recorded): (&String, &Recorded)| {
+            recorded.clusters.contains(cluster.as_str()).then(|| Claim { host: host.clone(), region: recorded.region.clone() })
+        };
+        self.record.0.iter().filter_map(of).collect()
+    }
+
     /// The aliases with `wanted` added and the names of every region in `addresses` led to that region's addresses.
     ///
     /// Entries and names of others stay verbatim and in order, and so do the names of regions that are not in `addresses`.
@@ -93,6 +126,7 @@ impl HostAliases {
                 .0
                 .entry(host.to_string())
                 .or_insert_with(|| Recorded { region: region.to_string(), clusters: BTreeSet::new() });
+            recorded.region = region.to_string();
             recorded.clusters.insert(cluster.to_string());
         }
         self.laid_out(record, addresses)
@@ -102,6 +136,16 @@ impl HostAliases {
     pub fn without(&self, host: &DnsName, cluster: &ClusterName) -> Self {
         let mut record = self.record.clone();
         if let Some(recorded) = record.0.get_mut(host.as_str()) {
+            recorded.clusters.remove(cluster.as_str());
+        }
+        record.0.retain(|_, recorded| !recorded.clusters.is_empty());
+        self.laid_out(record, &BTreeMap::new())
+    }
+
+    /// The aliases without any claim of `cluster`.
+    pub fn without_cluster(&self, cluster: &ClusterName) -> Self {
+        let mut record = self.record.clone();
+        for recorded in record.0.values_mut() {
             recorded.clusters.remove(cluster.as_str());
         }
         record.0.retain(|_, recorded| !recorded.clusters.is_empty());

@@ -178,6 +178,38 @@ impl fmt::Display for ApiHost {
     }
 }
 
+/// A cluster's place for a route in a region. It has two: while one serves, the way to a changed upstream is laid and proven in the
+/// other, and takes over.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Slot {
+    /// Where the first route goes.
+    #[default]
+    First,
+    /// Beside it.
+    Second,
+}
+
+impl Slot {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::First, Self::Second];
+
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    /// What its names end with.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::First => "",
+            Self::Second => "-b",
+        }
+    }
+}
+
 /// Which hub a route belongs to: the UID of its namespace `kube-system`, by which Kubernetes tools tell clusters apart.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HubId(String);
@@ -199,18 +231,18 @@ impl HubId {
     }
 
     /// The name of a cluster's route ConfigMap. The suffixes have fixed lengths, so two clusters never share one.
-    pub fn route_name(&self, cluster: &ClusterName, trial: bool) -> String {
-        format!("xregion-route-{cluster}-{}{}", self.short(), if trial { "-trial" } else { "" })
+    pub fn route_name(&self, cluster: &ClusterName, slot: Slot) -> String {
+        format!("xregion-route-{cluster}-{}{}", self.short(), slot.suffix())
     }
 
     /// The name of a cluster's port on the shared Service: a DNS label, so a long cluster name is cut and told apart by a hash.
-    pub fn port_name(&self, cluster: &ClusterName, trial: bool) -> String {
+    pub fn port_name(&self, cluster: &ClusterName, slot: Slot) -> String {
         const ROOM: usize = 63 - 9;
         let start = cluster.as_str().get(..ROOM).unwrap_or(cluster.as_str());
-        match (trial, start == cluster.as_str()) {
-            (false, true) => format!("{start}-{}", self.short()),
-            (false, false) => format!("{start}-{}", short_hash(&format!("{}/{cluster}", self.0), 8)),
-            (true, _) => format!("{start}-{}", short_hash(&format!("{}/{cluster}/trial", self.0), 8)),
+        match (slot, start == cluster.as_str()) {
+            (Slot::First, true) => format!("{start}-{}", self.short()),
+            (Slot::First, false) => format!("{start}-{}", short_hash(&format!("{}/{cluster}", self.0), 8)),
+            (Slot::Second, _) => format!("{start}-{}", short_hash(&format!("{}/{cluster}/b", self.0), 8)),
         }
     }
 }
@@ -268,16 +300,16 @@ mod tests {
     fn names_of_two_hubs_differ() {
         let cluster: ClusterName = "business-a".parse().unwrap();
         let (one, two) = (HubId::new("1"), HubId::new("2"));
-        assert_ne!(one.route_name(&cluster, false), two.route_name(&cluster, false));
-        assert_ne!(one.port_name(&cluster, false), two.port_name(&cluster, false));
-        assert_ne!(one.port_name(&cluster, true), one.port_name(&cluster, false));
+        assert_ne!(one.route_name(&cluster, Slot::First), two.route_name(&cluster, Slot::First));
+        assert_ne!(one.port_name(&cluster, Slot::First), two.port_name(&cluster, Slot::First));
+        assert_ne!(one.port_name(&cluster, Slot::Second), one.port_name(&cluster, Slot::First));
     }
 
     proptest! {
         #[test]
         fn port_names_are_labels_and_tell_clusters_apart(a in "[a-z0-9]{1,63}", b in "[a-z0-9]{1,63}", shared in "[a-z0-9]{54,60}") {
             let hub = HubId::new("7d1c");
-            let name = |text: &str| text.parse::<ClusterName>().ok().map(|cluster| hub.port_name(&cluster, false));
+            let name = |text: &str| text.parse::<ClusterName>().ok().map(|cluster| hub.port_name(&cluster, Slot::First));
             for (x, y) in [(a.clone(), b), (format!("{shared}1"), format!("{shared}2"))] {
                 let (left, right) = (name(&x), name(&y));
                 prop_assert!(left.iter().chain(&right).all(|name| is_rfc1123_label(name)));

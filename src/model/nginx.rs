@@ -163,9 +163,9 @@ stream {{
     }
 }
 
-/// A cluster's name and its hub's, of `[a-z0-9-]` only. A trial is another route of the cluster; no hub's hash reads so.
+/// A cluster's name and its hub's, of `[a-z0-9-]` only. A slot's suffix is no hash of a hub.
 fn label(route: &Route) -> String {
-    format!("{}-{}{}", route.cluster, route.hub.short(), if route.trial { "-trial" } else { "" })
+    format!("{}-{}{}", route.cluster, route.hub.short(), route.slot.suffix())
 }
 
 fn file_name(route: &Route) -> String {
@@ -177,7 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::names::HubId;
+    use crate::model::names::{HubId, Slot};
 
     const DEBIAN: &str = "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22 (running with OpenSSL 3.0.19)\nTLS SNI support enabled\n\
         configure arguments: --with-cc-opt='-g -O2 -fPIC' --prefix=/usr/share/nginx --conf-path=/etc/nginx/nginx.conf \
@@ -198,7 +198,7 @@ mod tests {
 
     fn served(cluster: &str, upstream: &str, addresses: &[&str]) -> Served {
         let route = Route {
-            trial: false,
+            slot: Slot::First,
             hub: HubId::new("hub-uid"),
             cluster: cluster.parse().unwrap(),
             host: upstream.parse().unwrap(),
@@ -242,10 +242,10 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_stands_beside_its_route() {
+    fn a_cluster_s_second_route_stands_beside_its_first() {
         let one = served("business-a", "api.example", &["192.0.2.1"]);
-        let trial = Served { route: Route { trial: true, listen: 8001, ..one.route.clone() }, ..one.clone() };
-        assert_eq!(host().render(&timeouts(), [&one, &trial]).len(), 3);
+        let second = Served { route: Route { slot: Slot::Second, listen: 8001, ..one.route.clone() }, ..one.clone() };
+        assert_eq!(host().render(&timeouts(), [&one, &second]).len(), 3);
     }
 
     #[test]

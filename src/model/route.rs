@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, short_hash};
+use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, Slot, short_hash};
+use super::ports::Ports;
 
 /// The version of the route's data. An agent refuses one it does not know rather than guess.
 pub const SCHEMA: &str = "1";
@@ -16,8 +17,8 @@ pub const KIND_ROUTE: &str = "route";
 /// One business cluster's way through a region.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Route {
-    /// Whether it only shows that a changed upstream works, beside the route that serves until then.
-    pub trial: bool,
+    /// Which of the cluster's two places it has.
+    pub slot: Slot,
     /// The hub that made it.
     pub hub: HubId,
     /// The cluster's name on that hub.
@@ -37,12 +38,12 @@ pub struct Route {
 impl Route {
     /// The ConfigMap's name.
     pub fn name(&self) -> String {
-        self.hub.route_name(&self.cluster, self.trial)
+        self.hub.route_name(&self.cluster, self.slot)
     }
 
     /// The name of its port on the shared Service.
     pub fn port_name(&self) -> String {
-        self.hub.port_name(&self.cluster, self.trial)
+        self.hub.port_name(&self.cluster, self.slot)
     }
 
     /// What a proxy's configuration depends on, in 16 hex digits: equal digests need no reload.
@@ -61,7 +62,7 @@ impl Route {
             ("listen", self.listen.to_string()),
             ("mode", "port".to_owned()),
         ]);
-        data.extend(self.trial.then(|| ("trial", "true".to_owned())));
+        data.extend((self.slot == Slot::Second).then(|| ("slot", "second".to_owned())));
         data.extend(self.alias.as_ref().map(|alias| ("alias", alias.to_string())));
         data.extend(self.proven_at.map(|at| ("provenAt", at.to_string())));
         ConfigMap {
@@ -102,7 +103,7 @@ impl Route {
             return Err(format!("its mode is {:?}, this version knows \"port\"", get("mode")?));
         }
         let route = Self {
-            trial: data.get("trial").is_some_and(|text| text == "true"),
+            slot: if data.get("slot").is_some_and(|text| text == "second") { Slot::Second } else { Slot::First },
             hub: HubId::new(get("hub")?),
             cluster: parse("cluster", get("cluster")?)?,
             host: parse("host", get("host")?)?,
@@ -118,6 +119,29 @@ impl Route {
     }
 }
 
+/// What a region has of a cluster in one slot.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Laid {
+    /// The route, if it can be read.
+    pub route: Option<Route>,
+    /// Its ports.
+    pub ports: Option<Ports>,
+}
+
+/// The slot that serves a cluster which the hub reaches at the node port `serving`, and the slot where the way to an upstream belongs:
+/// that one if it leads there already, else the other.
+pub fn slots(laid: &[Laid; 2], serving: Option<u16>, upstream: (&ApiHost, u16)) -> (Option<Slot>, Slot) {
+    let at = |slot: Slot| &laid[slot as usize];
+    let leads = |slot: Slot| at(slot).route.as_ref().is_some_and(|route| (&route.host, route.port) == upstream);
+    let serves = |slot: &Slot| serving.is_some() && at(*slot).ports.map(|ports| ports.node) == serving;
+    match Slot::ALL.into_iter().find(serves) {
+        // A route that was lost is written anew where its port is.
+        Some(slot) if leads(slot) || at(slot).route.is_none() => (Some(slot), slot),
+        Some(slot) => (Some(slot), slot.other()),
+        None => (None, Slot::ALL.into_iter().find(|slot| leads(*slot)).unwrap_or_default()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -126,7 +150,7 @@ mod tests {
 
     fn route() -> Route {
         Route {
-            trial: false,
+            slot: Slot::First,
             hub: HubId::new("hub-uid"),
             cluster: "business-a".parse().unwrap(),
             host: "api.example".parse().unwrap(),
@@ -140,9 +164,34 @@ mod tests {
     #[test]
     fn a_route_survives_the_way_through_a_config_map() {
         let proven = Route { alias: Some("api.example".parse().unwrap()), proven_at: Some(Timestamp::UNIX_EPOCH), ..route() };
-        let trial = Route { trial: true, ..route() };
-        for route in [route(), proven, trial] {
+        let second = Route { slot: Slot::Second, ..route() };
+        for route in [route(), proven, second] {
             assert_eq!(Route::from_config_map(&route.to_config_map()), Ok(route));
+        }
+    }
+
+    #[test]
+    fn a_changed_upstream_gets_the_other_slot() {
+        let laid = |host: &str, node: u16| Laid {
+            route: Some(Route { host: host.parse().unwrap(), ..route() }),
+            ports: Some(Ports { listen: 8000, node }),
+        };
+        let (api, new) = ("api.example".parse().unwrap(), "new.example".parse().unwrap());
+        let (first, second, none) = (laid("api.example", 30000), laid("new.example", 30001), Laid::default());
+        let lost = Laid { route: None, ..first.clone() };
+        use Slot::{First, Second};
+        for (name, slots_of, serving, host, want) in [
+            ("nothing there", [none.clone(), none.clone()], None, &api, (None, First)),
+            ("serves it", [first.clone(), none.clone()], Some(30000), &api, (Some(First), First)),
+            ("serves another", [first.clone(), none.clone()], Some(30000), &new, (Some(First), Second)),
+            ("interrupted", [first.clone(), second.clone()], Some(30000), &new, (Some(First), Second)),
+            ("taken over", [first.clone(), second.clone()], Some(30001), &new, (Some(Second), Second)),
+            ("back again", [none.clone(), second.clone()], Some(30001), &api, (Some(Second), First)),
+            ("never joined", [first.clone(), second.clone()], None, &new, (None, Second)),
+            ("another region serves", [first.clone(), none.clone()], Some(31000), &api, (None, First)),
+            ("lost", [lost, none.clone()], Some(30000), &api, (Some(First), First)),
+        ] {
+            assert_eq!(slots(&slots_of, serving, (host, 443)), want, "{name}");
         }
     }
 

@@ -6,6 +6,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 
 use super::{Region, call};
 use crate::error::Result;
+use crate::hub::gone_is_fine;
 use crate::model::names::{HUB, HubId, KIND, MANAGER, NAMESPACE};
 use crate::model::route::{KIND_ROUTE, Route};
 
@@ -40,14 +41,9 @@ impl Region {
         Ok(())
     }
 
-    /// Removes a route; one that is gone already is fine.
-    pub async fn remove_route(&self, name: &str) -> Result<()> {
-        let deleted = async {
-            match self.maps().delete(name, &Default::default()).await {
-                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-                other => other.map(drop),
-            }
-        };
-        call(&self.name, &format!("remove route {name}"), deleted).await
+    /// Removes a route. Returns whether there was one.
+    pub async fn remove_route(&self, name: &str) -> Result<bool> {
+        let what = format!("remove route {name}");
+        call(&self.name, &what, gone_is_fine(self.maps().delete(name, &Default::default()))).await
     }
 }

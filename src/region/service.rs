@@ -71,18 +71,19 @@ impl Region {
     }
 
     /// Takes a cluster's ports away; the Service goes with its last one, which Kubernetes would not let go otherwise.
-    pub async fn release_ports(&self, name: &str) -> Result<()> {
+    /// Returns whether it had any.
+    pub async fn release_ports(&self, name: &str) -> Result<bool> {
         for _ in 0..ATTEMPTS {
-            let Some(service) = self.service().await? else { return Ok(()) };
+            let Some(service) = self.service().await? else { return Ok(false) };
             let now = entries(Some(&service));
             let left = ports::without(&now, name);
             if left.len() == now.len() {
-                return Ok(());
+                return Ok(false);
             }
             let written =
                 if left.is_empty() { self.delete_service(&service).await? } else { self.patch_ports(&service, &left).await? };
             if matches!(written, Write::Done) {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(self.contended())

@@ -109,7 +109,7 @@ func TestTheImageFollowsTheVersion(t *testing.T) {
 	if got := renderedJob(t, nil).Spec.Template.Spec.Containers[0].Image; got != image {
 		t.Errorf("Job: %s", got)
 	}
-	for _, name := range []string{"xregion-proxy", "xregion-join"} {
+	for _, name := range []string{"xregion-proxy", "xregion-join", "xregion-leave"} {
 		if got := loadDefinition(t, name).Object["spec"].(map[string]any)["version"]; got != metadata.Version {
 			t.Errorf("%s: version %v", name, got)
 		}
@@ -308,7 +308,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue",
+		"resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
 	} {
 		want[name] = true
 	}

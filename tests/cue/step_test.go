@@ -42,21 +42,26 @@ type result struct {
 	outputs        map[string]string
 }
 
-var outputs = []string{"endpoint", "host", "alias", "nodePort", "nodeIPs"}
+var outputs = []string{"endpoint", "host", "alias", "nodePort", "nodeIPs", "endpoints"}
 
 // run evaluates the step once, as the workflow engine does, and reads its outputs as later steps would.
 func run(t *testing.T, hub client.Client, parameter map[string]any) result {
 	t.Helper()
+	return runStep(t, hub, "xregion-join", parameter)
+}
+
+func runStep(t *testing.T, hub client.Client, definition string, parameter map[string]any) result {
+	t.Helper()
 	ctx := context.Background()
 	compiler := providers.DefaultCompiler.Get()
-	template := templateOf(t, loadDefinition(t, "xregion-join"))
+	template := templateOf(t, loadDefinition(t, definition))
 	load := func(context.Context, string) (string, error) { return template, nil }
 	data := process.NewContext(process.ContextData{Name: "join-business-a", Namespace: "default"})
-	generate := must(custom.NewTaskLoader(load, 0, data, compiler).GetTaskGenerator(ctx, "xregion-join"))(t)
+	generate := must(custom.NewTaskLoader(load, 0, data, compiler).GetTaskGenerator(ctx, definition))(t)
 
 	step := workflow.WorkflowStep{WorkflowStepBase: workflow.WorkflowStepBase{
 		Name:       "join",
-		Type:       "xregion-join",
+		Type:       definition,
 		Properties: &runtime.RawExtension{Raw: must(json.Marshal(parameter))(t)},
 	}}
 	for _, name := range outputs {
@@ -142,7 +147,7 @@ func createdJob(t *testing.T, hub client.Client) *batchv1.Job {
 	return &jobs.Items[0]
 }
 
-var nothing = map[string]string{"endpoint": `""`, "host": `""`, "alias": `""`, "nodePort": `""`, "nodeIPs": `""`}
+var nothing = map[string]string{"endpoint": `""`, "host": `""`, "alias": `""`, "nodePort": `""`, "nodeIPs": `""`, "endpoints": `""`}
 
 func TestWithoutTheAddonTheStepSaysSo(t *testing.T) {
 	r := run(t, cluster(t), parameter)
@@ -188,7 +193,7 @@ func TestTheFirstEvaluationCreatesTheJob(t *testing.T) {
 		}
 	}
 	want := []string{
-		"join", "--here", "--region=proxy-east", "--secret=business-a-kubeconfig", "--secret-key=kubeconfig", "--timeout=10m", "--", "business-a",
+		"join", "--here", "--timeout=10m", "--region=proxy-east", "--secret=business-a-kubeconfig", "--secret-key=kubeconfig", "--", "business-a",
 	}
 	if args := j.Spec.Template.Spec.Containers[0].Args; !reflect.DeepEqual(args, want) {
 		t.Errorf("args %v", args)
@@ -321,7 +326,7 @@ func TestSuccessHasAMessageAndOutputs(t *testing.T) {
 	}
 	want := map[string]string{
 		"endpoint": `"https://a.example:30000"`, "host": `"a.example"`, "alias": `"a.example"`,
-		"nodePort": `"30000"`, "nodeIPs": `"10.80.0.21,10.80.0.22"`,
+		"nodePort": `"30000"`, "nodeIPs": `"10.80.0.21,10.80.0.22"`, "endpoints": `""`,
 	}
 	if !reflect.DeepEqual(r.outputs, want) {
 		t.Errorf("outputs %v", r.outputs)
@@ -330,7 +335,7 @@ func TestSuccessHasAMessageAndOutputs(t *testing.T) {
 
 func TestSuccessWithoutProgressStillEnds(t *testing.T) {
 	r := run(t, cluster(t, job(map[string]any{"succeeded": 1})), parameter)
-	if r.phase != "succeeded" || r.message != "cluster business-a joined" || !reflect.DeepEqual(r.outputs, nothing) {
+	if r.phase != "succeeded" || r.message != "join of business-a is done" || !reflect.DeepEqual(r.outputs, nothing) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -361,5 +366,72 @@ func TestAFailureWithoutAPodSaysWhereItStopped(t *testing.T) {
 func TestTheJobsNameFitsWhateverTheApplicationIsCalled(t *testing.T) {
 	if len(jobName) > 63-6 || !regexp.MustCompile(`^[a-z0-9-]+$`).MatchString(jobName) {
 		t.Errorf("%s: pods add six characters, labels end at 63", jobName)
+	}
+}
+
+func TestAListOfClustersReachesTheJob(t *testing.T) {
+	hub := cluster(t, jobTemplate(t))
+	r := run(t, hub, map[string]any{
+		"region": "proxy-east", "labels": map[string]any{"tier": "idc", "zone": "x"},
+		"clusters": []any{
+			map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}},
+			map[string]any{"cluster": "b", "region": "proxy-west", "kubeconfig": map[string]any{"secret": "s", "key": "b"},
+				"labels": map[string]any{"tier": "cloud"}, "nodePort": 30042},
+		},
+	})
+	if r.phase != "running" || !r.waiting {
+		t.Errorf("%+v", r)
+	}
+	args := createdJob(t, hub).Spec.Template.Spec.Containers[0].Args
+	want := []map[string]any{
+		{"cluster": "a", "region": "proxy-east", "secret": "s", "key": "kubeconfig", "labels": map[string]any{"tier": "idc", "zone": "x"}},
+		{"cluster": "b", "region": "proxy-west", "secret": "s", "key": "b", "labels": map[string]any{"tier": "cloud", "zone": "x"}, "nodePort": 30042.0},
+	}
+	var got []map[string]any
+	for _, arg := range args {
+		if text, found := strings.CutPrefix(arg, "--member="); found {
+			var member map[string]any
+			decode(t, text, &member)
+			got = append(got, member)
+		}
+	}
+	if len(args) != 5 || !reflect.DeepEqual(got, want) {
+		t.Errorf("args %v", args)
+	}
+}
+
+func TestOneClusterOrAList(t *testing.T) {
+	list := []any{map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}}}
+	for want, parameter := range map[string]map[string]any{
+		"give either cluster or clusters":          with("clusters", list),
+		"give cluster and its kubeconfig":          {"region": "proxy-east"},
+		"cluster business-a needs its kubeconfig": {"region": "proxy-east", "cluster": "business-a"},
+	} {
+		hub := cluster(t, jobTemplate(t))
+		r := run(t, hub, parameter)
+		if r.phase != "failed" {
+			t.Errorf("%+v", r)
+		}
+		contains(t, r.message, want)
+		var jobs batchv1.JobList
+		if err := hub.List(context.Background(), &jobs); err != nil || len(jobs.Items) > 0 {
+			t.Errorf("%d Jobs, %v", len(jobs.Items), err)
+		}
+	}
+}
+
+func TestALeaveRunsAJobOfItsOwn(t *testing.T) {
+	hub := cluster(t, jobTemplate(t))
+	r := runStep(t, hub, "xregion-leave", map[string]any{"cluster": "business-a", "force": true, "region": "proxy-east"})
+	if r.phase != "running" || !r.waiting {
+		t.Errorf("%+v", r)
+	}
+	j := createdJob(t, hub)
+	if !strings.HasPrefix(j.Name, "xregion-leave-") {
+		t.Errorf("%s", j.Name)
+	}
+	want := []string{"leave", "--here", "--timeout=10m", "--region=proxy-east", "--force", "--", "business-a"}
+	if args := j.Spec.Template.Spec.Containers[0].Args; !reflect.DeepEqual(args, want) {
+		t.Errorf("args %v", args)
 	}
 }

@@ -2,11 +2,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::model::names::HubId;
+use crate::model::names::{HubId, Slot};
 
 fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) {
     let route = Route {
-        trial: false,
+        slot: Slot::First,
         hub: HubId::new("hub-uid"),
         cluster: cluster.parse().unwrap(),
         host: host.parse().unwrap(),

@@ -22,6 +22,8 @@ pub struct BusinessSpec {
     /// The `server` of the kubeconfig a user brings; `https://<address>:<port>` when absent. Its host gets a name in the
     /// region's resolver.
     pub server: Option<String>,
+    /// Whether the other region reaches it, too, at the same host there; that region's resolver is told nothing.
+    pub in_both_regions: bool,
     /// What its certificate is for, beside `kubernetes*` and its service address: host names and addresses.
     pub names: Vec<String>,
 }
@@ -32,6 +34,10 @@ impl BusinessSpec {
         // Without nodes, networks of pods and services may recur from cluster to cluster.
         let mut cluster = topology::business(&self.name, self.region, self.host, self.port, 140 + self.host % 50);
         cluster.home.links.push(Link::new(Bridge::Store, self.host));
+        if self.in_both_regions {
+            let other = Region::ALL.into_iter().filter(|region| *region != self.region);
+            cluster.home.links.extend(other.map(|region| Link::new(region.bridge(), self.host)));
+        }
         // Another one each time: a cluster started anew under a name is another cluster.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         cluster.store = Store::Shared(format!("{}-{}", self.name, now.as_millis()));

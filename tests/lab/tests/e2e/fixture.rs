@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 use xregion_lab::progress::Progress;
 use xregion_lab::site::{self, Dist, GATEWAY, NAMESPACE};
-use xregion_lab::{Lab, wait};
+use xregion_lab::{BusinessSpec, Lab, Region, wait};
 
 pub use std::time::Duration;
 
@@ -78,6 +78,64 @@ pub fn through_gateway(lab: &Lab, cluster: &str, path: &str) -> anyhow::Result<V
 /// The UID of a cluster's `kube-system`, asked without the hub.
 pub fn identity(lab: &Lab, cluster: &str) -> String {
     lab.kubectl(cluster, &["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]).unwrap()
+}
+
+/// A value of xregion's record on a cluster's Secret.
+pub fn annotation(cluster: &str, key: &str) -> String {
+    let path = format!("jsonpath={{.metadata.annotations.xregion\\.oam\\.dev/{key}}}");
+    lab().kubectl("hub", &["get", "secret", cluster, "-n", NAMESPACE, "-o", &path]).unwrap()
+}
+
+/// Checks that a cluster answers through the gateway as itself, and that `vela` lists it.
+pub fn is_there(cluster: &str) {
+    let seen = through_gateway(lab(), cluster, "/api/v1/namespaces/kube-system").unwrap();
+    assert_eq!(seen["metadata"]["uid"].as_str().unwrap(), identity(lab(), cluster));
+    let listed = lab().vela(&["cluster", "list"]).unwrap();
+    assert!(listed.lines().any(|line| line.starts_with(cluster)), "{listed}");
+}
+
+/// A further business cluster in region east, under a name of its own.
+pub fn fresh(host: u8) -> BusinessSpec {
+    let name = format!("fresh-{host}");
+    let server = format!("{name}.idc.example");
+    BusinessSpec {
+        name,
+        region: Region::East,
+        host,
+        port: 443,
+        server: Some(format!("https://{server}")),
+        in_both_regions: false,
+        names: vec![server],
+    }
+}
+
+/// Starts a business cluster and brings its kubeconfig, in the Secret `fresh`.
+pub fn bring(spec: &BusinessSpec) {
+    lab().start_business(spec).unwrap();
+    lab().put_kubeconfig("fresh", &lab().user_kubeconfig(&spec.name).unwrap()).unwrap();
+}
+
+/// Waits until a step of an Application tells something.
+pub fn await_stage(application: &str, told: &str) {
+    eventually(&format!("{application} telling {told:?}"), || {
+        let message = site::message(&lab().application(application)?["status"]);
+        anyhow::ensure!(message.contains(told), "{message}");
+        Ok(())
+    });
+}
+
+/// The pod of an Application's Job, once its step tells something.
+pub fn running_at(application: &str, told: &str) -> String {
+    await_stage(application, told);
+    let selector = ["-l", "xregion.oam.dev/session", "--field-selector=status.phase=Running", "-o", "name"];
+    let pod = lab().kubectl("hub", &[&["get", "pods", "-n", NAMESPACE], &selector[..]].concat()).unwrap();
+    assert!(!pod.trim().is_empty(), "no pod of {application} runs");
+    pod.trim().to_owned()
+}
+
+/// Kills a pod's processes at once, without a chance to undo anything.
+pub fn kill(pod: &str) {
+    lab().kubectl("hub", &["delete", "-n", NAMESPACE, pod, "--grace-period=0", "--force"]).unwrap();
 }
 
 /// Everything of the hub and its regions that a refused join must leave as it is.

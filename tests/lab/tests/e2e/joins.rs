@@ -3,21 +3,11 @@
 use serde_json::json;
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
-use xregion_lab::{BusinessSpec, Region};
 
-use super::fixture::{Snapshot, eventually, identity, join, joined, lab, properties, regions, through_gateway};
-
-fn annotation(cluster: &str, key: &str) -> String {
-    let path = format!("jsonpath={{.metadata.annotations.xregion\\.oam\\.dev/{key}}}");
-    lab().kubectl("hub", &["get", "secret", cluster, "-n", NAMESPACE, "-o", &path]).unwrap()
-}
-
-fn is_there(cluster: &str) {
-    let seen = through_gateway(lab(), cluster, "/api/v1/namespaces/kube-system").unwrap();
-    assert_eq!(seen["metadata"]["uid"].as_str().unwrap(), identity(lab(), cluster));
-    let listed = lab().vela(&["cluster", "list"]).unwrap();
-    assert!(listed.lines().any(|line| line.starts_with(cluster)), "{listed}");
-}
+use super::fixture::{
+    Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, kill, lab, properties, regions,
+    running_at,
+};
 
 #[test]
 fn a_managed_cloud_s_cluster_is_joined_and_takes_a_workload() {
@@ -122,23 +112,6 @@ fn f_region_of_two_nodes_is_entered_by_both() {
     assert_eq!(count, 2);
 }
 
-/// A further business cluster in region east, under a name of its own.
-fn fresh(host: u8) -> BusinessSpec {
-    let name = format!("fresh-{host}");
-    let server = format!("{name}.idc.example");
-    BusinessSpec { name, region: Region::East, host, port: 443, server: Some(format!("https://{server}")), names: vec![server] }
-}
-
-/// Starts a business cluster and brings its kubeconfig, in the Secret `fresh`.
-fn bring(spec: &BusinessSpec) {
-    lab().start_business(spec).unwrap();
-    lab().put_kubeconfig("fresh", &lab().user_kubeconfig(&spec.name).unwrap()).unwrap();
-}
-
-fn stage(application: &str) -> anyhow::Result<String> {
-    Ok(site::message(&lab().application(application)?["status"]))
-}
-
 #[test]
 fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
     let lab = joined();
@@ -147,11 +120,7 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
     let before = Snapshot::take(lab, "cut-short");
     lab.vela_up(&site::membership("cut-short", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
     // The route is written and the gateway is being changed.
-    eventually("the join rolling the gateway", || {
-        let stage = stage("cut-short")?;
-        anyhow::ensure!(stage.contains("leading"), "{stage}");
-        Ok(())
-    });
+    await_stage("cut-short", "leading");
     lab.vela_delete("cut-short").unwrap();
     eventually("everything taken back", || {
         let now = Snapshot::take(lab, "cut-short");
@@ -167,25 +136,8 @@ fn h_join_that_was_killed_is_finished_by_the_next_one() {
     let spec = fresh(122);
     bring(&spec);
     lab.vela_up(&site::membership("killed", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
-    let pod = eventually("the join rolling the gateway", || {
-        let stage = stage("killed")?;
-        anyhow::ensure!(stage.contains("leading"), "{stage}");
-        let pods = [
-            "get",
-            "pods",
-            "-n",
-            NAMESPACE,
-            "-l",
-            "xregion.oam.dev/session",
-            "--field-selector=status.phase=Running",
-            "-o",
-            "name",
-        ];
-        let pod = lab.kubectl("hub", &pods)?;
-        anyhow::ensure!(!pod.trim().is_empty(), "no pod runs");
-        Ok(pod.trim().to_owned())
-    });
-    lab.kubectl("hub", &["delete", "-n", NAMESPACE, &pod, "--grace-period=0", "--force"]).unwrap();
+    let pod = running_at("killed", "leading");
+    kill(&pod);
     assert_eq!(lab.await_end("killed").unwrap()["status"], "workflowFailed");
     lab.vela_delete("killed").unwrap();
     lab.vela_up(&site::membership("again", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();

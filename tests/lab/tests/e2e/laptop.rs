@@ -8,7 +8,7 @@ use xregion_lab::site::NAMESPACE;
 use super::fixture::{Snapshot, joined, lab, regions};
 
 /// The binary of the image: the addon and it are one version.
-fn xregion() -> String {
+pub fn xregion() -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../dist/image/xregion").canonicalize().unwrap();
     path.to_str().unwrap().to_owned()
 }

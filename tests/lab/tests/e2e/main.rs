@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
 
 mod addon;
+mod changes;
 mod fixture;
 mod joins;
 mod lab;
 mod laptop;
+mod leaves;
 mod refusals;

@@ -190,6 +190,7 @@ fn certificate_without_a_name_that_could_be_aliased() {
         host: 120,
         port: 6443,
         server: None,
+        in_both_regions: false,
         names: vec!["10.80.1.120".into()],
     };
     lab.start_business(&nameless).unwrap();

@@ -48,6 +48,7 @@ impl<'a> Fresh<'a> {
                 host: FIRST_ADDRESS + number,
                 port: 443,
                 server: Some(format!("https://{}", host.to_ascii_uppercase())),
+                in_both_regions: false,
                 names: vec![host],
             })?;
         }

@@ -1,0 +1,167 @@
+//! The story of a leave: detach, alias, port, route. What is gone already is fine. What can't be reached now stays recorded on the
+//! hub, and the next leave of the cluster finishes it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::error::{Failure, Kind, Result};
+use crate::hub::Hub;
+use crate::hub::clusters::JoinedCluster;
+use crate::hub::gateway::Gateway;
+use crate::hub::leftovers::Leftover;
+use crate::hub::progress::{Progress, Stage};
+use crate::model::aliases::Claim;
+use crate::model::left::Left;
+use crate::model::names::{ClusterName, Slot};
+use crate::region::Region;
+use crate::rolling::{self, Change};
+use crate::vela;
+
+/// How many Applications a refusal names.
+const NAMED: usize = 5;
+
+/// What is asked for.
+pub struct Order {
+    /// The cluster's name on the hub.
+    pub cluster: ClusterName,
+    /// A region to look in, beside those that the hub's records name.
+    pub region: Option<ClusterName>,
+    /// The gateway's Deployment, if it can't be found by itself.
+    pub gateway: Option<String>,
+    /// Whether it leaves although Applications have resources there.
+    pub force: bool,
+    /// The `vela` CLI.
+    pub vela: PathBuf,
+}
+
+/// Lets a cluster leave. Whatever ends this, the next one goes on from there.
+pub async fn leave(hub: &Hub, order: &Order, progress: &Progress) -> Result<Left> {
+    let name = &order.cluster;
+    let tell = progress.of(name, None);
+    tell.stage(Stage::Reading, &format!("looking for what {name} has on the hub and in its regions")).await;
+    let traces = Traces::look(hub, order).await?;
+    if traces.cluster.is_some() && !order.force {
+        refuse_if_used(hub, name).await?;
+    }
+    // Before anything is taken away: with the cluster's Secret goes the record of its region.
+    for leftover in &traces.leftovers {
+        hub.put_leftover(leftover).await?;
+    }
+    if traces.cluster.is_some() {
+        tell.stage(Stage::Detaching, &format!("detaching {name}")).await;
+        vela::cluster_detach(&order.vela, name).await?;
+    }
+
+    let hosts: Vec<String> = traces.claims.iter().map(|claim| claim.host.to_string()).collect();
+    if !hosts.is_empty() {
+        tell.stage(Stage::Rolling, &format!("taking {} off the gateway", hosts.join(", "))).await;
+    }
+    let change = Change { leaving: [name.clone()].into(), ..Change::default() };
+    let unaliased = rolling::roll(hub, &traces.gateway, progress, change).await?;
+
+    let mut left = Left { cluster: name.clone(), detached: traces.cluster.is_some(), hosts, regions: vec![], kept: vec![] };
+    if !unaliased {
+        left.hosts.clear();
+    }
+    for leftover in &traces.leftovers {
+        tell.stage(Stage::Releasing, &format!("removing the route and port of {name} in region {}", leftover.region)).await;
+        match clear(hub, leftover).await {
+            Ok(true) => left.regions.push(leftover.region.clone()),
+            Ok(false) => {}
+            Err(failure) => {
+                tracing::warn!(%failure, "the route stays");
+                left.kept.push((leftover.region.clone(), failure.cause().to_owned()));
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Removes a cluster's port and route from a region and forgets the record of it. Returns whether there was anything.
+///
+/// # Errors
+/// The region can't be reached; the record stays.
+pub async fn clear(hub: &Hub, leftover: &Leftover) -> Result<bool> {
+    let mut found = false;
+    match Region::enter(hub, &leftover.region).await {
+        Ok(region) => {
+            for slot in Slot::ALL {
+                found |= region.release_ports(&hub.id.port_name(&leftover.cluster, slot)).await?;
+                found |= region.remove_route(&hub.id.route_name(&leftover.cluster, slot)).await?;
+            }
+        }
+        // Nobody will reach it through this hub again, and without proxies no route does anything.
+        Err(failure) if matches!(failure.kind, Kind::RegionNotJoined | Kind::NoProxy) => {
+            tracing::warn!(%failure, "what the cluster had in that region is given up");
+        }
+        Err(failure) => return Err(failure),
+    }
+    hub.remove_leftover(leftover).await?;
+    Ok(found)
+}
+
+async fn refuse_if_used(hub: &Hub, name: &ClusterName) -> Result<()> {
+    let users = hub.usage(name).await?;
+    if users.is_empty() {
+        return Ok(());
+    }
+    let mut named: Vec<String> = users.iter().take(NAMED).map(ToString::to_string).collect();
+    if users.len() > NAMED {
+        named.push(format!("{} more", users.len() - NAMED));
+    }
+    Err(Failure::new(
+        Kind::InUse,
+        format!("Applications still have resources in cluster {name}: {}", named.join(", ")),
+        "delete them or place them elsewhere first; force (--force) leaves their resources running there and lets KubeVela forget them",
+    ))
+}
+
+/// What is known of a cluster, wherever it is recorded.
+struct Traces {
+    cluster: Option<JoinedCluster>,
+    gateway: Gateway,
+    claims: Vec<Claim>,
+    leftovers: Vec<Leftover>,
+}
+
+impl Traces {
+    async fn look(hub: &Hub, order: &Order) -> Result<Self> {
+        let name = &order.cluster;
+        let cluster = hub.cluster(name).await?;
+        let gateway = hub.gateway(order.gateway.as_deref()).await?;
+        let claims = gateway.aliases().await?.claims_of(name);
+        let mut regions: BTreeSet<ClusterName> = order.region.iter().cloned().collect();
+        regions.extend(cluster.as_ref().and_then(JoinedCluster::membership).map(|membership| membership.region));
+        regions.extend(claims.iter().filter_map(|claim| claim.region.parse().ok()));
+        regions.extend(hub.leftovers().await?.into_iter().filter(|leftover| leftover.cluster == *name).map(|l| l.region));
+        if regions.is_empty() {
+            if cluster.is_some() {
+                return Err(Failure::new(
+                    Kind::NotMember,
+                    format!("cluster {name} was joined directly, not through a region"),
+                    format!("vela cluster detach {name}"),
+                ));
+            }
+            // A join that was killed before it joined leaves a route and no record.
+            regions = routed_in(hub, name).await?;
+        }
+        let leftovers = regions.into_iter().map(|region| Leftover { cluster: name.clone(), region }).collect();
+        Ok(Self { cluster, gateway, claims, leftovers })
+    }
+}
+
+/// The regions that have a route or port of a cluster; those that don't answer are passed over.
+async fn routed_in(hub: &Hub, cluster: &ClusterName) -> Result<BTreeSet<ClusterName>> {
+    let joined = hub.cluster_names().await?;
+    let asked = joined.iter().filter_map(|name| name.parse::<ClusterName>().ok()).map(|name| async move {
+        let region = Region::enter(hub, &name).await?;
+        let mut found = false;
+        for slot in Slot::ALL {
+            found |= region.ports(&hub.id.port_name(cluster, slot)).await?.is_some();
+            found |= region.route(&hub.id.route_name(cluster, slot)).await?.is_some();
+        }
+        Ok::<_, Failure>(found.then_some(name))
+    });
+    let answers = futures::future::join_all(asked).await;
+    Ok(answers.into_iter().filter_map(|answer| answer.ok().flatten()).collect())
+}

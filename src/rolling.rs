@@ -1,0 +1,157 @@
+//! Changing the gateway's host aliases, in one rollout for everybody who wants it at about the same time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::error::Result;
+use crate::hub::Hub;
+use crate::hub::gateway::Gateway;
+use crate::hub::lock::holder_name;
+use crate::hub::progress::Progress;
+use crate::model::aliases::{HostAliases, Wanted};
+use crate::model::names::{ClusterName, DnsName};
+use crate::model::nodes::aliased_addresses;
+use crate::region::Region;
+
+/// How long a rollout waits for what others are about to want, so that one serves them all.
+const GATHER_PATIENCE: Duration = Duration::from_secs(4);
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// What a run wants of the gateway's host aliases.
+#[derive(Default)]
+pub struct Change {
+    /// The names it wants, each proven.
+    pub wanted: Vec<Wanted>,
+    /// Where the names of a region lead.
+    pub addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// The clusters whose every claim goes.
+    pub leaving: BTreeSet<ClusterName>,
+    /// Single claims that go.
+    pub dropped: Vec<(DnsName, ClusterName)>,
+}
+
+impl Change {
+    /// The aliases with this change, and names that other runs want. What is not admitted is left out: its own run says why.
+    fn applied_to(&self, now: &HostAliases, others: &[Wanted]) -> HostAliases {
+        let mut aliases = self.leaving.iter().fold(now.clone(), |aliases, cluster| aliases.without_cluster(cluster));
+        for (host, cluster) in &self.dropped {
+            aliases = aliases.without(host, cluster);
+        }
+        let mut add = |wanted: &Wanted, admit: fn(&HostAliases, &Wanted) -> Result<()>| {
+            if admit(&aliases, wanted).is_ok() {
+                aliases = aliases.with(std::slice::from_ref(wanted), &self.addresses);
+            }
+        };
+        self.wanted.iter().for_each(|wanted| add(wanted, HostAliases::admit_move));
+        others.iter().for_each(|wanted| add(wanted, HostAliases::admit));
+        aliases.with(&[], &self.addresses)
+    }
+}
+
+/// Makes a change and waits until every gateway pod has it, without a failed request. Returns whether anything was changed.
+pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
+    let now = gateway.aliases().await?;
+    if change.applied_to(&now, &[]) == now {
+        // Nothing to change; but the run before this one may have ended in the middle of its rollout.
+        gateway.rolled().await?;
+        return Ok(false);
+    }
+    let lock = hub.lock_gateway(&holder_name()?).await?;
+    let rolled = async {
+        let others = gather(hub, gateway, progress, &mut change).await?;
+        let changed = gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
+        gateway.roll().await?;
+        Ok(changed)
+    }
+    .await;
+    lock.release().await;
+    rolled
+}
+
+/// Waits a little for runs that are about to want the same, and adds what they want to the change.
+async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut Change) -> Result<Vec<Wanted>> {
+    let start = Instant::now();
+    let joining = loop {
+        let others = progress.others().await?;
+        if !others.coming || start.elapsed() > GATHER_PATIENCE {
+            break others.clusters;
+        }
+        sleep(ASK_EVERY).await;
+    };
+    // A cluster that is detached and whose leave is recorded has no use for its name any more.
+    let joined = hub.cluster_names().await?;
+    let gone = hub.leftovers().await?.into_iter().map(|leftover| leftover.cluster).filter(|name| !joined.contains(name.as_str()));
+    let wanted: BTreeSet<ClusterName> =
+        change.wanted.iter().map(|wanted| wanted.cluster.clone()).chain(joining.keys().cloned()).collect();
+    change.leaving.extend(gone.filter(|name| !wanted.contains(name)));
+
+    let aliases = gateway.aliases().await?;
+    let mut names = Vec::new();
+    for region in joining.values().collect::<BTreeSet<_>>() {
+        match proven_in(hub, region, &aliases).await {
+            Ok((proven, addresses)) => {
+                names.extend(proven.into_iter().filter(|one| joining.contains_key(&one.cluster)));
+                change.addresses.entry(region.to_string()).or_insert(addresses);
+            }
+            // Its joins will roll for themselves.
+            Err(failure) => tracing::warn!(%failure, region = region.as_str(), "the region is left out of this rollout"),
+        }
+    }
+    Ok(names)
+}
+
+/// The names that this hub's proven routes in a region want, and where they should lead.
+async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Result<(Vec<Wanted>, BTreeSet<IpAddr>)> {
+    let region = Region::enter(hub, name).await?;
+    let addresses = aliased_addresses(&region.nodes().await?, &aliases.addresses(name));
+    let routes = region.routes(&hub.id).await?;
+    let wanted = routes
+        .into_iter()
+        .filter(|route| route.proven_at.is_some())
+        .filter_map(|route| Some(Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() }));
+    Ok((wanted.collect(), addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(host: &str, cluster: &str, region: &str) -> Wanted {
+        Wanted { host: host.parse().unwrap(), cluster: cluster.parse().unwrap(), region: region.parse().unwrap() }
+    }
+
+    fn addresses() -> BTreeMap<String, BTreeSet<IpAddr>> {
+        [("east", 1), ("west", 2)].map(|(region, n)| (region.to_owned(), [IpAddr::from([10, 0, 0, n])].into())).into()
+    }
+
+    fn change(names: &[(&str, &str, &str)], leaving: &[&str]) -> Change {
+        Change {
+            wanted: names.iter().map(|(host, cluster, region)| wanted(host, cluster, region)).collect(),
+            addresses: addresses(),
+            leaving: leaving.iter().map(|name| name.parse().unwrap()).collect(),
+            dropped: vec![],
+        }
+    }
+
+    #[test]
+    fn one_change_serves_joins_and_leaves_of_several_runs() {
+        let now = change(&[("x.example", "x", "east"), ("y.example", "y", "east")], &[]).applied_to(&HostAliases::default(), &[]);
+        let after = change(&[("z.example", "z", "west")], &["x"]).applied_to(&now, &[wanted("o.example", "o", "east")]);
+        let want = change(&[("o.example", "o", "east"), ("y.example", "y", "east"), ("z.example", "z", "west")], &[]);
+        assert_eq!(after.record, want.applied_to(&HostAliases::default(), &[]).record);
+        assert_eq!(change(&[], &["nobody"]).applied_to(&now, &[]), now, "unchanged means no rollout");
+    }
+
+    #[test]
+    fn only_a_run_s_own_cluster_moves_to_another_region() {
+        let now = change(&[("x.example", "x", "east")], &[]).applied_to(&HostAliases::default(), &[]);
+        let region = |aliases: &HostAliases| aliases.record.0["x.example"].region.clone();
+        assert_eq!(region(&change(&[("x.example", "x", "west")], &[]).applied_to(&now, &[])), "west");
+        // The route that a move leaves behind in the old region is proven, too.
+        assert_eq!(region(&change(&[], &[]).applied_to(&now, &[wanted("x.example", "x", "west")])), "east");
+        assert_eq!(region(&change(&[("x.example", "y", "west")], &[]).applied_to(&now, &[])), "east", "that is another cluster");
+    }
+}

@@ -1,0 +1,169 @@
+//! Joining again: what is new is changed in place, proven first, and the old way removed last.
+
+use serde_json::{Value, json};
+use xregion_lab::load::Load;
+use xregion_lab::site::{self, GATEWAY, NAMESPACE};
+use xregion_lab::{Lab, Region};
+
+use super::fixture::{annotation, fresh, is_there, join, joined, lab, properties};
+use super::leaves::is_gone;
+
+fn join_again(name: &str, region: &str, more: Value) -> String {
+    lab().vela_up(&site::membership("changing", &properties(name, region, "fresh", more))).unwrap();
+    let status = lab().await_running("changing").unwrap();
+    lab().vela_delete("changing").unwrap();
+    site::message(&status)
+}
+
+/// Brings a kubeconfig of a cluster for another server.
+fn bring_as(cluster: &str, server: &str) {
+    let text = lab().user_kubeconfig(cluster).unwrap();
+    let changed = text.replace(&format!("https://{cluster}.idc.example"), server);
+    assert_ne!(changed, text);
+    lab().put_kubeconfig("fresh", &changed).unwrap();
+}
+
+fn routes(lab: &Lab, proxy: &str, cluster: &str) -> Vec<String> {
+    let selector = format!("xregion.oam.dev/cluster={cluster}");
+    let names = lab.kubectl(proxy, &["get", "configmaps", "-n", NAMESPACE, "-l", &selector, "-o", "name"]).unwrap();
+    names.lines().map(str::to_owned).collect()
+}
+
+/// UID and generation of a workload's Deployment, which tell whether it was made anew or changed.
+fn workload(lab: &Lab, cluster: &str, name: &str) -> String {
+    lab.kubectl(cluster, &["get", "deployment", name, "-o", "jsonpath={.metadata.uid} {.metadata.generation}"]).unwrap()
+}
+
+#[test]
+fn a_changed_host_takes_over_without_a_failed_request_even_to_the_cluster_itself() {
+    let lab = joined();
+    let mut spec = fresh(140);
+    spec.names.push("renamed.idc.example".to_owned());
+    lab.start_business(&spec).unwrap();
+    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    join_again(&spec.name, "proxy-east", json!({}));
+    let before = annotation(&spec.name, "node-port");
+    lab.set_address(Region::East, "renamed.idc.example", &[lab.cluster(&spec.name).unwrap().address]).unwrap();
+
+    bring_as(&spec.name, "https://renamed.idc.example");
+    let load = Load::start(lab, &[&spec.name, "proxy-west"]).unwrap();
+    let message = join_again(&spec.name, "proxy-east", json!({}));
+    let outcome = load.stop().unwrap();
+    assert!(message.contains("joined: https://renamed.idc.example:"), "{message}");
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    is_there(&spec.name);
+    assert_eq!(annotation(&spec.name, "alias"), "renamed.idc.example");
+    assert_ne!(annotation(&spec.name, "node-port"), before);
+    assert_eq!(routes(lab, "proxy-east", &spec.name).len(), 1);
+    let aliases = lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", "json"]).unwrap();
+    assert!(!aliases.contains(&format!("{}.idc.example", spec.name)), "the old name is gone");
+    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap().status.success());
+    is_gone(&spec.name);
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn b_labels_and_credentials_change_in_place_and_deployed_resources_stay_known() {
+    let lab = joined();
+    lab.vela_up(&site::workload("kept", "business-a")).unwrap();
+    lab.await_running("kept").unwrap();
+    let before = workload(lab, "business-a", "kept");
+    let applied = lab.application("kept").unwrap()["status"]["appliedResources"].clone();
+    let status = join(lab, "business-a", "proxy-east", json!({"labels": {"tier": "gold"}}));
+    assert!(site::message(&status).contains("joined: "), "{status}");
+    let label = ["get", "secret", "business-a", "-n", NAMESPACE, "-o", "jsonpath={.metadata.labels.tier}"];
+    assert_eq!(lab.kubectl("hub", &label).unwrap(), "gold");
+    is_there("business-a");
+    assert_eq!(workload(lab, "business-a", "kept"), before);
+    assert_eq!(lab.application("kept").unwrap()["status"]["appliedResources"], applied);
+    // Known still: deleting the Application deletes what it deployed.
+    lab.vela_delete("kept").unwrap();
+    let left = lab.kubectl("business-a", &["get", "deployment", "kept", "--ignore-not-found", "-o", "name"]).unwrap();
+    assert_eq!(left, "");
+}
+
+#[test]
+fn c_cluster_moves_to_another_region() {
+    let lab = joined();
+    let mut spec = fresh(141);
+    spec.in_both_regions = true;
+    lab.start_business(&spec).unwrap();
+    let host = format!("{}.idc.example", spec.name);
+    lab.set_address(Region::West, &host, &["10.80.2.141".parse().unwrap()]).unwrap();
+    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    join_again(&spec.name, "proxy-east", json!({"nodePort": 30077}));
+    let load = Load::start(lab, &[&spec.name, "proxy-west"]).unwrap();
+    let message = join_again(&spec.name, "proxy-west", json!({}));
+    let outcome = load.stop().unwrap();
+    assert!(message.contains(&format!("joined: https://{host}:30077")), "the node port is free there, too: {message}");
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    is_there(&spec.name);
+    assert_eq!(annotation(&spec.name, "region"), "proxy-west");
+    assert!(routes(lab, "proxy-east", &spec.name).is_empty());
+    let left = lab.kubectl("hub", &["get", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=leaving", "-o", "name"]);
+    assert_eq!(left.unwrap(), "");
+    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap().status.success());
+    is_gone(&spec.name);
+    lab.nxdomain(Region::West, &host).unwrap();
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn d_another_cluster_takes_over_a_name_only_when_told_to() {
+    let lab = joined();
+    let (one, other) = (fresh(142), fresh(143));
+    for spec in [&one, &other] {
+        lab.start_business(spec).unwrap();
+    }
+    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&one.name).unwrap()).unwrap();
+    join_again(&one.name, "proxy-east", json!({}));
+    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&other.name).unwrap()).unwrap();
+    lab.vela_up(&site::membership("refused", &properties(&one.name, "proxy-east", "fresh", json!({})))).unwrap();
+    let refused = site::message(&lab.await_end("refused").unwrap());
+    assert!(refused.contains("belongs to another cluster") && refused.contains("replace"), "{refused}");
+    lab.vela_delete("refused").unwrap();
+    is_there(&one.name);
+
+    let message = join_again(&one.name, "proxy-east", json!({"replace": true}));
+    assert!(message.contains(&format!("joined: https://{}.idc.example", other.name)), "{message}");
+    assert_eq!(annotation(&one.name, "identity"), super::fixture::identity(lab, &other.name));
+    assert_eq!(routes(lab, "proxy-east", &one.name).len(), 1);
+    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &one.name]).unwrap().status.success());
+    is_gone(&one.name);
+    lab.stop_business(&one.name).unwrap();
+    lab.stop_business(&other.name).unwrap();
+}
+
+#[test]
+fn e_list_of_clusters_is_joined_by_one_rollout_and_a_bad_one_holds_no_other_back() {
+    let lab = joined();
+    let specs: Vec<_> = (144..148).map(fresh).collect();
+    let mut clusters = Vec::new();
+    for spec in &specs {
+        lab.start_business(spec).unwrap();
+        let secret = format!("{}-kubeconfig", spec.name);
+        lab.put_kubeconfig(&secret, &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+        clusters.push(json!({"cluster": spec.name, "kubeconfig": {"secret": secret}}));
+    }
+    clusters.insert(1, json!({"cluster": "broken", "kubeconfig": {"secret": "nowhere"}}));
+    let revision = || -> u32 {
+        let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
+        lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path]).unwrap().parse().unwrap()
+    };
+    let before = revision();
+    let load = Load::start(lab, &["proxy-west", "business-a"]).unwrap();
+    let list = json!({"region": "proxy-east", "labels": {"tier": "batch"}, "clusters": clusters});
+    lab.vela_up(&site::membership("batch", &list)).unwrap();
+    let status = lab.await_end("batch").unwrap();
+    let outcome = load.stop().unwrap();
+    assert_eq!(status["status"], "workflowFailed");
+    let message = site::message(&status);
+    assert!(message.contains("1 of 5 clusters were not joined: broken: Secret vela-system/nowhere does not exist"), "{message}");
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    assert_eq!(revision() - before, 1, "one rollout");
+    for spec in &specs {
+        is_there(&spec.name);
+    }
+    lab.vela_delete("batch").unwrap();
+}

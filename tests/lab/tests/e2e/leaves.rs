@@ -1,0 +1,186 @@
+//! Leaves: by the step and from a shell, with everything alive, with the cluster or its region dead, and after a death in the middle.
+
+use serde_json::{Value, json};
+use xregion_lab::load::Load;
+use xregion_lab::site::{self, GATEWAY, NAMESPACE};
+use xregion_lab::{Lab, Region};
+
+use super::fixture::{
+    Snapshot, await_stage, bring, eventually, fresh, is_there, join, joined, kill, lab, properties, regions, running_at,
+};
+use super::laptop::xregion;
+
+fn leaving(name: &str, cluster: &str, more: &Value) -> Value {
+    let mut properties = more.clone();
+    properties["cluster"] = json!(cluster);
+    json!({
+        "apiVersion": "core.oam.dev/v1beta1", "kind": "Application", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"components": [], "workflow": {"steps": [{"name": "leave", "type": "xregion-leave", "properties": properties}]}},
+    })
+}
+
+/// Lets a cluster leave by an Application, which is removed again; gives the step's message.
+fn leave(lab: &Lab, cluster: &str) -> String {
+    lab.vela_up(&leaving("leaving", cluster, &json!({}))).unwrap();
+    let status = lab.await_running("leaving").unwrap();
+    lab.vela_delete("leaving").unwrap();
+    site::message(&status)
+}
+
+fn leave_from_laptop(args: &[&str]) -> xregion_lab::Output {
+    lab().run("laptop", &[&[xregion().as_str(), "leave"], args].concat()).unwrap()
+}
+
+/// Joins a fresh cluster and forgets the Application.
+fn joined_fresh(host: u8) -> String {
+    let spec = fresh(host);
+    bring(&spec);
+    lab().vela_up(&site::membership("joining", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    lab().await_running("joining").unwrap();
+    lab().vela_delete("joining").unwrap();
+    is_there(&spec.name);
+    spec.name
+}
+
+/// Checks that neither hub nor region has anything of a cluster.
+pub fn is_gone(cluster: &str) {
+    let lab = lab();
+    let get = |place: &str, what: &[&str]| lab.kubectl(place, &[&["get", "-n", NAMESPACE], what].concat()).unwrap();
+    assert_eq!(get("hub", &["secret", cluster, "--ignore-not-found", "-o", "name"]), "");
+    assert!(!get("hub", &["deployment", GATEWAY, "-o", "json"]).contains(cluster));
+    assert_eq!(get("hub", &["configmaps", "-l", &format!("xregion.oam.dev/cluster={cluster}"), "-o", "name"]), "");
+    for proxy in ["proxy-east", "proxy-west"] {
+        assert_eq!(get(proxy, &["configmaps", "-l", &format!("xregion.oam.dev/cluster={cluster}"), "-o", "name"]), "");
+        let service = get(proxy, &["service", "cross-region-nginx-proxy-svc", "--ignore-not-found", "-o", "json"]);
+        assert!(!service.contains(&format!("\"{cluster}-")), "{service}");
+    }
+}
+
+#[test]
+fn a_cluster_that_applications_use_does_not_leave_and_they_are_named() {
+    let lab = joined();
+    lab.vela_up(&site::workload("resident", "business-a")).unwrap();
+    lab.await_running("resident").unwrap();
+    let before = Snapshot::take(lab, "leaving");
+    lab.vela_up(&leaving("leaving", "business-a", &json!({}))).unwrap();
+    let status = lab.await_end("leaving").unwrap();
+    assert_eq!(status["status"], "workflowFailed");
+    let message = site::message(&status);
+    assert!(message.contains("still have resources in cluster business-a") && message.contains("default/resident"), "{message}");
+    before.assert_unchanged(lab, "leaving");
+    lab.vela_delete("leaving").unwrap();
+    let output = leave_from_laptop(&["business-a"]);
+    assert_eq!(output.status.code(), Some(27), "{output:?}");
+    before.assert_unchanged(lab, "leaving");
+    lab.vela_delete("resident").unwrap();
+}
+
+#[test]
+fn b_cluster_leaves_without_a_trace_and_without_a_failed_request_elsewhere() {
+    regions();
+    let name = joined_fresh(130);
+    let load = Load::start(joined(), &["proxy-west", "business-a"]).unwrap();
+    let message = leave(lab(), &name);
+    let outcome = load.stop().unwrap();
+    assert!(
+        message.contains("it is detached, the gateway forgot") && message.contains("region proxy-east has nothing"),
+        "{message}"
+    );
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    is_gone(&name);
+    // Again, and from a shell.
+    let output = leave_from_laptop(&[&name]);
+    assert!(output.status.success() && output.stdout.contains("nothing to do"), "{output:?}");
+    lab().stop_business(&name).unwrap();
+}
+
+#[test]
+fn c_dead_cluster_leaves() {
+    regions();
+    let name = joined_fresh(131);
+    lab().stop_api(&name).unwrap();
+    let output = leave_from_laptop(&[&name]);
+    assert!(output.status.success(), "{output:?}");
+    is_gone(&name);
+    lab().stop_business(&name).unwrap();
+}
+
+#[test]
+fn d_cluster_of_a_dead_region_leaves_the_hub_and_the_region_when_that_is_back() {
+    let lab = joined();
+    let mut spec = fresh(132);
+    spec.region = Region::West;
+    bring(&spec);
+    lab.vela_up(&site::membership("joining", &properties(&spec.name, "proxy-west", "fresh", json!({})))).unwrap();
+    lab.await_running("joining").unwrap();
+    lab.vela_delete("joining").unwrap();
+    lab.stop_api("proxy-west").unwrap();
+    let first = std::panic::catch_unwind(|| {
+        let output = leave_from_laptop(&[&spec.name]);
+        assert!(output.status.success(), "{output:?}");
+        assert!(output.stdout.contains("its route in region proxy-west stays"), "{output:?}");
+        let secret =
+            lab.kubectl("hub", &["get", "secret", &spec.name, "-n", NAMESPACE, "--ignore-not-found", "-o", "name"]).unwrap();
+        assert_eq!(secret, "");
+    });
+    lab.start_api("proxy-west").unwrap();
+    first.unwrap();
+    eventually("proxy-west answering", || super::fixture::through_gateway(lab, "proxy-west", "/version").map(drop));
+    let output = leave_from_laptop(&[&spec.name]);
+    assert!(output.status.success() && output.stdout.contains("region proxy-west has nothing of it any more"), "{output:?}");
+    is_gone(&spec.name);
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn e_leave_that_was_killed_is_finished_by_the_next_one() {
+    let lab = joined();
+    let name = joined_fresh(133);
+    lab.vela_up(&leaving("leaving", &name, &json!({}))).unwrap();
+    kill(&running_at("leaving", "taking "));
+    assert_eq!(lab.await_end("leaving").unwrap()["status"], "workflowFailed");
+    lab.vela_delete("leaving").unwrap();
+    leave(lab, &name);
+    is_gone(&name);
+    lab.stop_business(&name).unwrap();
+}
+
+#[test]
+fn f_what_a_killed_join_left_is_removed_by_a_leave() {
+    let lab = joined();
+    let spec = fresh(134);
+    bring(&spec);
+    lab.vela_up(&site::membership("killed", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    kill(&running_at("killed", "leading"));
+    assert_eq!(lab.await_end("killed").unwrap()["status"], "workflowFailed");
+    lab.vela_delete("killed").unwrap();
+    let output = leave_from_laptop(&[&spec.name]);
+    assert!(output.status.success() && output.stdout.contains("region proxy-east has nothing of it any more"), "{output:?}");
+    is_gone(&spec.name);
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn g_cluster_that_was_joined_directly_is_not_xregion_s_to_let_go() {
+    let before = Snapshot::take(joined(), "");
+    let output = leave_from_laptop(&["proxy-west"]);
+    assert_eq!(output.status.code(), Some(28), "{output:?}");
+    assert!(output.stderr.contains("vela cluster detach proxy-west"), "{output:?}");
+    before.assert_unchanged(lab(), "");
+}
+
+#[test]
+fn h_leave_of_a_cluster_in_use_can_be_forced() {
+    let lab = joined();
+    let name = joined_fresh(135);
+    lab.vela_up(&leaving("leaving", &name, &json!({"force": true, "timeout": "5m"}))).unwrap();
+    lab.await_running("leaving").unwrap();
+    lab.vela_delete("leaving").unwrap();
+    is_gone(&name);
+    lab.stop_business(&name).unwrap();
+    // The other clusters of the region are as they were.
+    join(lab, "business-a", "proxy-east", json!({}));
+    is_there("business-a");
+    await_stage("join-business-a", "nothing to change");
+}
