@@ -21,7 +21,7 @@ OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
   $(wildcard addon/resources/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
 
-.PHONY: help image addon stage demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
+.PHONY: help image addon stage faults test-faults demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,17 @@ test-unit: ## unit, property and mock-API tests
 test-cue: stage ## definitions and addon, evaluated by KubeVela's own code
 	cd tests/cue && $(GO_ENV) go test -count=1 ./...
 
-test-e2e: image addon ## end to end through the vela CLI, on a lab (as root)
+faults: dist/faults/xregion
+
+# the binary with kill points, for tests of death in the middle
+dist/faults/xregion: Cargo.toml Cargo.lock $(shell find src -name '*.rs')
+	cargo build --locked -p xregion --features faults --bin xregion
+	mkdir -p $(@D) && cp $(CARGO_TARGET_DIR)/debug/xregion $@
+
+test-faults: image addon faults ## every kill point of join and leave, on a lab (as root, about 40 minutes)
+	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1 --nocapture --ignored
+
+test-e2e: image addon faults ## end to end through the vela CLI, on a lab (as root)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
 
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::agent::AgentArgs;
@@ -36,6 +36,11 @@ pub enum Command {
     ///
     /// What is gone already is fine, so a leave that was interrupted is finished by another one. What can't be reached stays recorded.
     Leave(LeaveArgs),
+    /// Say what a join or a leave would change, and change nothing.
+    ///
+    /// It reads the hub and, through it, the region, and has their API servers check every write. It does not go the way to the cluster:
+    /// there is no route yet.
+    Plan(PlanArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
     /// Copy this program into a directory (for the proxy's init container).
@@ -101,6 +106,37 @@ pub struct LeaveArgs {
     /// How it runs.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// Arguments of `plan`.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: PlanOutput,
+    /// Of what.
+    #[command(subcommand)]
+    pub of: PlanOf,
+}
+
+/// A form of printing a plan.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum PlanOutput {
+    /// As a diff.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What is planned.
+#[derive(Debug, Subcommand)]
+pub enum PlanOf {
+    /// A join, with its arguments.
+    #[command(override_usage = "xregion plan join [OPTIONS] --region <NAME> <CLUSTER>")]
+    Join(JoinArgs),
+    /// A leave, with its arguments.
+    Leave(LeaveArgs),
 }
 
 /// How a join or leave runs.

@@ -4,17 +4,22 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use serde_json::{Value, json};
+
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::Gateway;
 use crate::hub::leftovers::Leftover;
 use crate::hub::progress::{Progress, Stage};
+use crate::join::names;
 use crate::model::aliases::Claim;
 use crate::model::left::Left;
-use crate::model::names::{ClusterName, Slot};
+use crate::model::names::{ClusterName, NAMESPACE, Slot};
+use crate::model::plan::{Change, Plan};
+use crate::model::region::SERVICE;
 use crate::region::Region;
-use crate::rolling::{self, Change};
+use crate::rolling;
 use crate::vela;
 
 /// How many Applications a refusal names.
@@ -56,7 +61,7 @@ pub async fn leave(hub: &Hub, order: &Order, progress: &Progress) -> Result<Left
     if !hosts.is_empty() {
         tell.stage(Stage::Rolling, &format!("taking {} off the gateway", hosts.join(", "))).await;
     }
-    let change = Change { leaving: [name.clone()].into(), ..Change::default() };
+    let change = rolling::Change { leaving: [name.clone()].into(), ..rolling::Change::default() };
     let unaliased = rolling::roll(hub, &traces.gateway, progress, change).await?;
 
     let mut left = Left { cluster: name.clone(), detached: traces.cluster.is_some(), hosts, regions: vec![], kept: vec![] };
@@ -75,6 +80,44 @@ pub async fn leave(hub: &Hub, order: &Order, progress: &Progress) -> Result<Left
         }
     }
     Ok(left)
+}
+
+/// Says what a leave would do.
+pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan> {
+    let name = &order.cluster;
+    let tell = progress.of(name, None);
+    tell.stage(Stage::Reading, &format!("looking for what {name} has on the hub and in its regions")).await;
+    let traces = Traces::look(hub, order).await?;
+    let mut plan = Plan::default();
+    let mut remove = |place: &str, object: String| plan.add(Change::between(name.as_str(), place, object, json!({}), Value::Null));
+    if traces.cluster.is_some() {
+        if !order.force {
+            refuse_if_used(hub, name).await?;
+        }
+        remove("hub", format!("Secret {NAMESPACE}/{name} (vela cluster detach)"));
+    }
+    for leftover in &traces.leftovers {
+        let place = format!("region {}", leftover.region);
+        let region = Region::enter(hub, &leftover.region).await?;
+        for slot in Slot::ALL {
+            let (port, route) = (hub.id.port_name(name, slot), hub.id.route_name(name, slot));
+            if region.ports(&port).await?.is_some() {
+                remove(&place, format!("Service {NAMESPACE}/{SERVICE}, port {port}"));
+            }
+            if region.route(&route).await?.is_some() {
+                remove(&place, format!("ConfigMap {NAMESPACE}/{route}"));
+            }
+        }
+    }
+    let gateway = traces.gateway.rehearsing();
+    let now = gateway.aliases().await?;
+    let then = now.without_cluster(name);
+    let object = format!("Deployment {}, hostAliases", gateway.name());
+    if let Some(change) = Change::between(name.as_str(), "hub", object, names(&now), names(&then)) {
+        gateway.change(|_| Ok(then.clone())).await?;
+        plan.changes.push(change.with_note("rolls the gateway, without a failed request"));
+    }
+    Ok(plan)
 }
 
 /// Removes a cluster's port and route from a region and forgets the record of it. Returns whether there was anything.

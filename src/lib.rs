@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod connect;
 pub mod error;
 pub mod hub;
 pub mod job;

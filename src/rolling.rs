@@ -35,7 +35,7 @@ pub struct Change {
 
 impl Change {
     /// The aliases with this change, and names that other runs want. What is not admitted is left out: its own run says why.
-    fn applied_to(&self, now: &HostAliases, others: &[Wanted]) -> HostAliases {
+    pub fn applied_to(&self, now: &HostAliases, others: &[Wanted]) -> HostAliases {
         let mut aliases = self.leaving.iter().fold(now.clone(), |aliases, cluster| aliases.without_cluster(cluster));
         for (host, cluster) in &self.dropped {
             aliases = aliases.without(host, cluster);

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::cli::{Cli, Command, JoinArgs, LeaveArgs, MemberArg};
+use crate::cli::{Cli, Command, JoinArgs, LeaveArgs, MemberArg, PlanArgs, PlanOf, PlanOutput};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::progress::{self, Progress};
@@ -35,6 +35,7 @@ pub async fn run() -> ExitCode {
     let result = match cli.command {
         Command::Join(args) => join(args).await.map(|message| say(&message)),
         Command::Leave(args) => leave(args).await.map(|message| say(&message)),
+        Command::Plan(args) => plan(args).await.map(|message| say(&message)),
         Command::Agent(args) => {
             agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above"))
         }
@@ -113,8 +114,8 @@ fn member(arg: &MemberArg) -> Member {
 }
 
 async fn leave(args: LeaveArgs) -> Result<String> {
-    let LeaveArgs { cluster, region, force, run } = args;
-    let order = leave::Order { cluster, region, gateway: run.gateway, force, vela: run.vela };
+    let run = &args.run;
+    let order = leave_order(&args);
     let hub = Hub::connect().await?;
     if !run.here {
         return job::leave(&hub, &order, run.timeout).await;
@@ -124,6 +125,42 @@ async fn leave(args: LeaveArgs) -> Result<String> {
         Ok(left) => {
             progress.finish(&left.to_string(), &BTreeMap::new()).await;
             Ok(left.to_string())
+        }
+        Err(failure) => {
+            progress.fail(&failure).await;
+            Err(failure)
+        }
+    }
+}
+
+fn leave_order(args: &LeaveArgs) -> leave::Order {
+    let LeaveArgs { cluster, region, force, run } = args;
+    leave::Order {
+        cluster: cluster.clone(),
+        region: region.clone(),
+        gateway: run.gateway.clone(),
+        force: *force,
+        vela: run.vela.clone(),
+    }
+}
+
+async fn plan(args: PlanArgs) -> Result<String> {
+    let (PlanOf::Join(JoinArgs { run, .. }) | PlanOf::Leave(LeaveArgs { run, .. })) = &args.of;
+    let hub = Hub::connect().await?;
+    let progress = Progress::new(&hub, run.job.job());
+    let planned = async {
+        match &args.of {
+            PlanOf::Join(join) => join::plan(&hub, &order(join)?, &progress).await,
+            PlanOf::Leave(leave) => leave::plan(&hub, &leave_order(leave), &progress).await,
+        }
+    };
+    match bounded(planned, run.timeout, &progress).await {
+        Ok(plan) => {
+            progress.finish(&plan.to_string(), &[("plan", plan.to_json())].into()).await;
+            Ok(match args.output {
+                PlanOutput::Text => plan.to_string(),
+                PlanOutput::Json => plan.to_json(),
+            })
         }
         Err(failure) => {
             progress.fail(&failure).await;

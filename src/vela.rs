@@ -46,6 +46,8 @@ pub async fn cluster_detach(vela: &Path, name: &ClusterName) -> Result<()> {
 
 /// Runs `vela`; the error says what it said last.
 async fn run(vela: &Path, args: &[&str]) -> Result<(), String> {
+    #[cfg(feature = "faults")]
+    let point = crate::connect::KillPoint::reach(&format!("vela {} {}", args[0], args[1]));
     let output = Command::new(vela)
         .args(args)
         .stdin(Stdio::null())
@@ -53,6 +55,8 @@ async fn run(vela: &Path, args: &[&str]) -> Result<(), String> {
         .output()
         .await
         .map_err(|error| format!("{} can't be run: {error}", vela.display()))?;
+    #[cfg(feature = "faults")]
+    point.pass();
     if output.status.success() {
         return Ok(());
     }

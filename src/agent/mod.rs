@@ -42,6 +42,7 @@ use self::names::Names;
 use self::nginx::{Nginx, Outcome};
 use self::plan::{Facts, Plan, Serving};
 use self::watched::Watched;
+use crate::connect;
 use crate::model::region::Timeouts;
 use crate::model::report::Report;
 
@@ -91,7 +92,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut config = Config::incluster().context("xregion agent runs in a pod of the proxy cluster")?;
     // Every caller has a pause of its own after a failure.
     config.default_retry = false;
-    let client = Client::try_from(config).context("can't make a client for this cluster's API")?;
+    let client = connect::client(config).context("can't make a client for this cluster's API")?;
     let mut resolver = TokioResolver::builder_tokio().context("can't read /etc/resolv.conf")?;
     names::options(resolver.options_mut());
     serve(args, client, resolver.build()?, stop).await

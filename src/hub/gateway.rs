@@ -39,6 +39,8 @@ pub struct Gateway {
     selected_by: BTreeSet<String>,
     name: String,
     sleep_action: bool,
+    /// Whether changes are only tried.
+    dry_run: bool,
 }
 
 impl Hub {
@@ -88,6 +90,7 @@ impl Hub {
             selected_by: labels.into_keys().chain(selector.into_keys()).collect(),
             name: chosen.name_any(),
             sleep_action: self.knows_sleep_action().await?,
+            dry_run: false,
         })
     }
 
@@ -105,6 +108,11 @@ impl Gateway {
         &self.name
     }
 
+    /// The same gateway, where changes are checked by the API server and not kept.
+    pub fn rehearsing(&self) -> Self {
+        Self { dry_run: true, ..self.clone() }
+    }
+
     /// The host aliases it has now.
     pub async fn aliases(&self) -> Result<HostAliases> {
         rollout::host_aliases(&self.read().await?)
@@ -117,7 +125,8 @@ impl Gateway {
             let wanted = rule(&rollout::host_aliases(&deployment)?)?;
             wanted.check_limit()?;
             let Some(patch) = rollout::patch(&deployment, &wanted, self.sleep_action)? else { return Ok(false) };
-            match self.deployments.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
+            match self.deployments.patch(&self.name, &params, &Patch::Merge(&patch)).await {
                 Ok(_) => return Ok(true),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 Err(error) => return call(&format!("patch Deployment {}", self.name), async { Err(error) }).await,

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
+use crate::connect;
 use crate::error::{Failure, Kind, Result};
 use crate::model::names::{ClusterName, HubId, NAMESPACE, SecretName};
 
@@ -47,7 +48,7 @@ impl Hub {
                 .map_err(|error| unusable(error.to_string()))?
         };
         bound(&mut config);
-        let client = Client::try_from(config.clone()).map_err(|error| unusable(error.to_string()))?;
+        let client = connect::client(config.clone()).map_err(|error| unusable(error.to_string()))?;
         Self::identified(config, client).await
     }
 
@@ -73,7 +74,7 @@ impl Hub {
         let url = format!("{}/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy", base.trim_end_matches('/'));
         let unexpected = |error: String| Failure::new(Kind::Unexpected, error, "report this");
         config.cluster_url = url.parse().map_err(|error: http::uri::InvalidUri| unexpected(error.to_string()))?;
-        Client::try_from(config).map_err(|error| unexpected(error.to_string()))
+        connect::client(config).map_err(|error| unexpected(error.to_string()))
     }
 
     /// The kubeconfig in a Secret of `vela-system` that opted in.

@@ -116,7 +116,7 @@ impl Join<'_> {
     }
 
     /// Whether KubeVela has the cluster with just this address, authority, credentials, and at least these labels.
-    fn is_current(&self, cluster: &JoinedCluster, membership: &Membership) -> bool {
+    pub(super) fn is_current(&self, cluster: &JoinedCluster, membership: &Membership) -> bool {
         let credentials = match &self.access.credentials {
             Credentials::Token(token) => {
                 cluster.label(CREDENTIAL_TYPE) == Some("ServiceAccountToken")

@@ -3,7 +3,10 @@
 //! fails holds no other back.
 
 mod admit;
+mod plan;
 mod prove;
+
+pub use plan::{names, plan};
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

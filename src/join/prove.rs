@@ -104,7 +104,7 @@ impl Join<'_> {
         Ok(Some(asked).filter(|asked| other.is_none_or(|other| other.node != *asked)))
     }
 
-    async fn take_ports(&self, route: &Route, preferred: Option<u16>) -> Result<Ports> {
+    pub(super) async fn take_ports(&self, route: &Route, preferred: Option<u16>) -> Result<Ports> {
         if preferred.is_some() && self.member.node_port.is_none() {
             match self.region.take_ports(&route.port_name(), preferred).await {
                 Err(failure) if failure.kind == Kind::NodePortTaken => {}

@@ -9,6 +9,7 @@ pub mod membership;
 pub mod names;
 pub mod nginx;
 pub mod nodes;
+pub mod plan;
 pub mod ports;
 pub mod region;
 pub mod report;

@@ -16,6 +16,7 @@ use serde_json::json;
 
 pub use tls::certificate_names;
 
+use crate::connect;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::root_cause;
 use crate::model::kubeconfig::{Access, Credentials, authority_part};
@@ -60,7 +61,7 @@ pub fn client(door: &Door, alias: &DnsName, access: &Access) -> Result<Probed> {
     config.proxy_url = None;
     config.default_retry = false;
     config.auth_info = auth_info(&access.credentials);
-    Ok(Probed { client: Client::try_from(config).map_err(|error| unexpected(error.to_string()))? })
+    Ok(Probed { client: connect::client(config).map_err(|error| unexpected(error.to_string()))? })
 }
 
 fn auth_info(credentials: &Credentials) -> AuthInfo {

@@ -30,9 +30,16 @@ pub struct Region {
     /// What its `xregion-proxy` says.
     pub settings: Settings,
     client: Client,
+    /// Whether writes are only tried.
+    dry_run: bool,
 }
 
 impl Region {
+    /// The same region, where writes are checked by its API server and not kept.
+    pub fn rehearsing(&self) -> Self {
+        Self { dry_run: true, ..self.clone() }
+    }
+
     /// Enters a region: its proxy cluster is joined and carries `xregion-proxy`.
     pub async fn enter(hub: &Hub, name: &ClusterName) -> Result<Self> {
         if hub.cluster(name).await?.is_none() {
@@ -59,7 +66,7 @@ impl Region {
                 "let its Application's xregion-proxy write them again, with the addon's present version",
             )
         })?;
-        Ok(Self { name: name.clone(), settings, client })
+        Ok(Self { name: name.clone(), settings, client, dry_run: false })
     }
 
     /// The nodes the hub enters by, ready or not.

@@ -35,7 +35,7 @@ impl Region {
     /// Writes a route.
     pub async fn put_route(&self, route: &Route) -> Result<()> {
         let name = route.name();
-        let params = PatchParams::apply(MANAGER).force();
+        let params = PatchParams { dry_run: self.dry_run, ..PatchParams::apply(MANAGER).force() };
         call(&self.name, &format!("write route {name}"), self.maps().patch(&name, &params, &Patch::Apply(route.to_config_map())))
             .await?;
         Ok(())

@@ -97,12 +97,17 @@ impl Region {
             "spec": {"type": "NodePort", "selector": {KIND: KIND_PROXY}, "ports": ports},
         }))
         .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
-        self.outcome("create", self.services().create(&PostParams::default(), &service).await.map(drop)).await
+        self.outcome(
+            "create",
+            self.services().create(&PostParams { dry_run: self.dry_run, ..PostParams::default() }, &service).await.map(drop),
+        )
+        .await
     }
 
     async fn patch_ports(&self, service: &Value, ports: &[Value]) -> Result<Write> {
         let patch = json!({"metadata": {"resourceVersion": service["metadata"]["resourceVersion"]}, "spec": {"ports": ports}});
-        let written = self.services().patch(SERVICE, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
+        let written = self.services().patch(SERVICE, &params, &Patch::Merge(&patch)).await;
         self.outcome("change", written.map(drop)).await
     }
 

@@ -42,7 +42,7 @@ type result struct {
 	outputs        map[string]string
 }
 
-var outputs = []string{"endpoint", "host", "alias", "nodePort", "nodeIPs", "endpoints"}
+var outputs = []string{"endpoint", "host", "alias", "nodePort", "nodeIPs", "endpoints", "plan"}
 
 // run evaluates the step once, as the workflow engine does, and reads its outputs as later steps would.
 func run(t *testing.T, hub client.Client, parameter map[string]any) result {
@@ -147,7 +147,7 @@ func createdJob(t *testing.T, hub client.Client) *batchv1.Job {
 	return &jobs.Items[0]
 }
 
-var nothing = map[string]string{"endpoint": `""`, "host": `""`, "alias": `""`, "nodePort": `""`, "nodeIPs": `""`, "endpoints": `""`}
+var nothing = map[string]string{"endpoint": `""`, "host": `""`, "alias": `""`, "nodePort": `""`, "nodeIPs": `""`, "endpoints": `""`, "plan": `""`}
 
 func TestWithoutTheAddonTheStepSaysSo(t *testing.T) {
 	r := run(t, cluster(t), parameter)
@@ -326,7 +326,7 @@ func TestSuccessHasAMessageAndOutputs(t *testing.T) {
 	}
 	want := map[string]string{
 		"endpoint": `"https://a.example:30000"`, "host": `"a.example"`, "alias": `"a.example"`,
-		"nodePort": `"30000"`, "nodeIPs": `"10.80.0.21,10.80.0.22"`, "endpoints": `""`,
+		"nodePort": `"30000"`, "nodeIPs": `"10.80.0.21,10.80.0.22"`, "endpoints": `""`, "plan": `""`,
 	}
 	if !reflect.DeepEqual(r.outputs, want) {
 		t.Errorf("outputs %v", r.outputs)
@@ -416,6 +416,23 @@ func TestOneClusterOrAList(t *testing.T) {
 		var jobs batchv1.JobList
 		if err := hub.List(context.Background(), &jobs); err != nil || len(jobs.Items) > 0 {
 			t.Errorf("%d Jobs, %v", len(jobs.Items), err)
+		}
+	}
+}
+
+func TestADryRunPlans(t *testing.T) {
+	for definition, want := range map[string][]string{
+		"xregion-join":  {"plan", "join", "--timeout=10m", "--region=proxy-east", "--secret=business-a-kubeconfig", "--secret-key=kubeconfig", "--", "business-a"},
+		"xregion-leave": {"plan", "leave", "--timeout=10m", "--", "business-a"},
+	} {
+		parameters := map[string]any{"cluster": "business-a", "dryRun": true}
+		if definition == "xregion-join" {
+			parameters = with("dryRun", true)
+		}
+		hub := cluster(t, jobTemplate(t))
+		runStep(t, hub, definition, parameters)
+		if args := createdJob(t, hub).Spec.Template.Spec.Containers[0].Args; !reflect.DeepEqual(args, want) {
+			t.Errorf("args %v", args)
 		}
 	}
 }

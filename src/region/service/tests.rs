@@ -21,6 +21,7 @@ async fn scenario<T>(run: impl AsyncFnOnce(Region) -> T, answers: Vec<(Method, u
         )
         .unwrap(),
         client: Client::new(service, "default"),
+        dry_run: false,
     };
     let server = tokio::spawn(serve(handle, answers));
     let result = run(region).await;

@@ -231,6 +231,20 @@ pub fn workload(name: &str, cluster: &str) -> Value {
     })
 }
 
+/// A ConfigMap `name`, placed on `cluster`: for clusters without nodes.
+#[must_use]
+pub fn settings(name: &str, cluster: &str) -> Value {
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}});
+    json!({
+        "apiVersion": "core.oam.dev/v1beta1", "kind": "Application",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "components": [{"name": name, "type": "k8s-objects", "properties": {"objects": [map]}}],
+            "policies": [{"name": "place", "type": "topology", "properties": {"clusters": [cluster], "namespace": "default"}}],
+        },
+    })
+}
+
 /// The messages of an Application's workflow steps.
 #[must_use]
 pub fn message(status: &Value) -> String {

@@ -124,18 +124,18 @@ pub fn await_stage(application: &str, told: &str) {
     });
 }
 
-/// The pod of an Application's Job, once its step tells something.
-pub fn running_at(application: &str, told: &str) -> String {
-    await_stage(application, told);
-    let selector = ["-l", "xregion.oam.dev/session", "--field-selector=status.phase=Running", "-o", "name"];
-    let pod = lab().kubectl("hub", &[&["get", "pods", "-n", NAMESPACE], &selector[..]].concat()).unwrap();
-    assert!(!pod.trim().is_empty(), "no pod of {application} runs");
-    pod.trim().to_owned()
-}
-
-/// Kills a pod's processes at once, without a chance to undo anything.
-pub fn kill(pod: &str) {
-    lab().kubectl("hub", &["delete", "-n", NAMESPACE, pod, "--grace-period=0", "--force"]).unwrap();
+/// Kills the run for a cluster at once, without a chance to undo anything. (Deleting its pod by force would let it.)
+pub fn kill_run(cluster: &str) {
+    let is_it = |process: &std::path::Path| {
+        let line = std::fs::read_to_string(process.join("cmdline")).unwrap_or_default();
+        let mut args = line.split('\0');
+        args.next().is_some_and(|program| program.ends_with("xregion")) && line.contains("--here") && args.any(|arg| arg == cluster)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+    let pids: Vec<_> = processes.filter(|process| is_it(process)).collect();
+    let [pid] = pids.as_slice() else { panic!("{pids:?} run for {cluster}") };
+    let pid = pid.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
 }
 
 /// Everything of the hub and its regions that a refused join must leave as it is.

@@ -5,8 +5,8 @@ use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 
 use super::fixture::{
-    Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, kill, lab, properties, regions,
-    running_at,
+    Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, kill_run, lab, properties,
+    regions,
 };
 
 #[test]
@@ -136,8 +136,8 @@ fn h_join_that_was_killed_is_finished_by_the_next_one() {
     let spec = fresh(122);
     bring(&spec);
     lab.vela_up(&site::membership("killed", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
-    let pod = running_at("killed", "leading");
-    kill(&pod);
+    await_stage("killed", "leading");
+    kill_run(&spec.name);
     assert_eq!(lab.await_end("killed").unwrap()["status"], "workflowFailed");
     lab.vela_delete("killed").unwrap();
     lab.vela_up(&site::membership("again", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();

@@ -5,6 +5,7 @@
 
 mod addon;
 mod changes;
+mod deaths;
 mod fixture;
 mod joins;
 mod lab;

@@ -1,0 +1,215 @@
+//! Death in the middle: a build of xregion with kill points runs in the hub's network and dies (SIGKILL) before or after each of the
+//! writes that an undisturbed run makes. Whatever it left, the hub works, the same run again ends as if nothing had happened, and a
+//! leave clears everything.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+use xregion_lab::site::{GATEWAY, NAMESPACE};
+use xregion_lab::{Lab, Region};
+
+use super::fixture::{annotation, fresh, joined, through_gateway};
+use super::leaves::is_gone;
+
+/// Of how many kill points of a story `make test` tries one.
+const SPREAD: usize = 6;
+
+/// The build with kill points.
+fn program() -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../dist/faults/xregion").canonicalize();
+    path.expect("dist/faults/xregion is missing: run `make faults` first").to_str().unwrap().to_owned()
+}
+
+/// A cluster, its two kubeconfigs (its host has two names) and what is done with it.
+struct Subject<'a> {
+    lab: &'a Lab,
+    name: String,
+    /// A name and the kubeconfig that uses it.
+    hosts: [(String, tempfile::NamedTempFile); 2],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Story {
+    /// The cluster is joined for the first time.
+    Join,
+    /// It is joined again under its other name.
+    Change,
+    /// It leaves.
+    Leave,
+}
+
+impl<'a> Subject<'a> {
+    fn start(lab: &'a Lab, host: u8) -> Self {
+        let mut spec = fresh(host);
+        let names = [format!("{}.idc.example", spec.name), format!("other-{host}.idc.example")];
+        spec.names.push(names[1].clone());
+        lab.start_business(&spec).unwrap();
+        lab.set_address(Region::East, &names[1], &[lab.cluster(&spec.name).unwrap().address]).unwrap();
+        let text = lab.user_kubeconfig(&spec.name).unwrap();
+        let hosts = names.clone().map(|name| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text.replace(&names[0], &name)).unwrap();
+            (name, file)
+        });
+        Self { lab, name: spec.name, hosts }
+    }
+
+    fn run(&self, args: &[&str], env: &[(&str, &str)]) -> (ExitStatus, String) {
+        let program = program();
+        let mut command = self.lab.command("hub", &[&[program.as_str()], args, &["--here", "--timeout=2m"]].concat()).unwrap();
+        let output = command.envs(env.iter().copied()).stdin(Stdio::null()).output().unwrap();
+        (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn join(&self, host: usize, env: &[(&str, &str)]) -> (ExitStatus, String) {
+        let file = self.hosts[host].1.path().to_str().unwrap();
+        self.run(&["join", &self.name, "--region=proxy-east", "--kubeconfig", file], env)
+    }
+
+    fn leave(&self, env: &[(&str, &str)]) -> (ExitStatus, String) {
+        self.run(&["leave", &self.name], env)
+    }
+
+    /// Brings the cluster to where a story starts.
+    fn prepare(&self, story: Story) {
+        let (status, log) = match story {
+            Story::Join => self.leave(&[]),
+            Story::Change | Story::Leave => self.join(0, &[]),
+        };
+        assert!(status.success(), "{log}");
+    }
+
+    fn tell(&self, story: Story, env: &[(&str, &str)]) -> (ExitStatus, String) {
+        match story {
+            Story::Join => self.join(0, env),
+            Story::Change => self.join(1, env),
+            Story::Leave => self.leave(env),
+        }
+    }
+
+    /// Checks that a story ended as it should.
+    fn check(&self, story: Story) {
+        match story {
+            Story::Join => self.is_joined_as(0),
+            Story::Change => self.is_joined_as(1),
+            Story::Leave => is_gone(&self.name),
+        }
+    }
+
+    /// Hub, gateway and region agree about the cluster, and nothing else of it is anywhere.
+    fn is_joined_as(&self, host: usize) {
+        let host = &self.hosts[host].0;
+        let get = |cluster: &str, what: &[&str]| -> Value {
+            let text = self.lab.kubectl(cluster, &[&["get", "-n", NAMESPACE, "-o", "json"], what].concat()).unwrap();
+            serde_json::from_str(&text).unwrap()
+        };
+        let port = annotation(&self.name, "node-port");
+        let endpoint = ["get", "secret", &self.name, "-n", NAMESPACE, "-o", "go-template={{.data.endpoint | base64decode}}"];
+        assert_eq!(self.lab.kubectl("hub", &endpoint).unwrap(), format!("https://{host}:{port}"));
+        assert_eq!(annotation(&self.name, "alias"), *host);
+        let selector = format!("xregion.oam.dev/cluster={}", self.name);
+        let routes = get("proxy-east", &["configmaps", "-l", &selector])["items"].as_array().unwrap().clone();
+        assert_eq!(routes.len(), 1, "{routes:?}");
+        assert_eq!(routes[0]["data"]["host"], host.as_str());
+        assert_eq!(routes[0]["data"]["alias"], host.as_str());
+        let service = get("proxy-east", &["service", "cross-region-nginx-proxy-svc"]);
+        let ports: Vec<_> = service["spec"]["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|port| port["name"].as_str().unwrap().starts_with(&format!("{}-", self.name)))
+            .map(|port| (port["nodePort"].to_string(), port["port"].to_string()))
+            .collect();
+        assert_eq!(ports, [(port, routes[0]["data"]["listen"].as_str().unwrap().to_owned())]);
+        let gateway = get("hub", &["deployment", GATEWAY]);
+        let record = gateway["metadata"]["annotations"]["xregion.oam.dev/aliases"].as_str().unwrap();
+        let record: Value = serde_json::from_str(record).unwrap();
+        let claimed: Vec<_> = record
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, of)| of["clusters"].as_array().unwrap().iter().any(|cluster| *cluster == self.name.as_str()))
+            .map(|(name, _)| name.clone())
+            .collect();
+        assert_eq!(claimed, [host.clone()]);
+        let names = gateway["spec"]["template"]["spec"]["hostAliases"].to_string();
+        assert_eq!(names.matches(&format!("\"{host}\"")).count(), 2, "one entry for each of the region's two nodes: {names}");
+        assert_eq!(get("hub", &["configmaps", "-l", "xregion.oam.dev/kind=leaving"])["items"], serde_json::json!([]));
+        through_gateway(self.lab, &self.name, "/version").unwrap();
+    }
+
+    /// The kill points of a story: what an undisturbed run wrote, each once. Renewals of the Lease come by the clock.
+    fn kill_points(&self, story: Story) -> Vec<String> {
+        let record = tempfile::NamedTempFile::new().unwrap();
+        self.prepare(story);
+        let (status, log) = self.tell(story, &[("XREGION_RECORD_WRITES", record.path().to_str().unwrap())]);
+        assert!(status.success(), "{log}");
+        self.check(story);
+        let writes = read(record.path());
+        assert!(writes.len() >= 5, "{writes:?}");
+        writes.iter().flat_map(|write| [format!("before {write}"), format!("after {write}")]).collect()
+    }
+
+    /// Dies at a kill point and converges; returns false where the run did not come to it.
+    fn dies_and_converges(&self, story: Story, point: &str) -> bool {
+        self.prepare(story);
+        let (status, log) = self.tell(story, &[("XREGION_DIE", point)]);
+        if status.success() {
+            return false;
+        }
+        assert_eq!(status.signal(), Some(9), "{story:?}, {point}: {log}");
+        through_gateway(self.lab, "proxy-west", "/version").unwrap();
+        through_gateway(self.lab, "business-a", "/version").unwrap();
+        let (status, log) = self.tell(story, &[]);
+        assert!(status.success(), "{story:?}, {point}: {log}");
+        self.check(story);
+        true
+    }
+}
+
+fn read(path: &Path) -> Vec<String> {
+    let lines: BTreeSet<String> = std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect();
+    lines.into_iter().collect()
+}
+
+/// Tries the kill points of every story that `choose` takes, and prints what came of them.
+fn die(host: u8, choose: impl Fn(usize) -> bool) {
+    let lab = joined();
+    let subject = Subject::start(lab, host);
+    for story in [Story::Join, Story::Change, Story::Leave] {
+        let points = subject.kill_points(story);
+        let (mut tried, mut missed, started) = (0, 0, Instant::now());
+        for point in points.iter().enumerate().filter(|(number, _)| choose(*number)).map(|(_, point)| point) {
+            if subject.dies_and_converges(story, point) {
+                tried += 1
+            } else {
+                missed += 1
+            }
+            println!("{story:?}: converged after a death {point}");
+        }
+        println!(
+            "{story:?}: of {} kill points {tried} tried, all converged; {missed} not come to; {:.0} s",
+            points.len(),
+            started.elapsed().as_secs_f64()
+        );
+        assert!(tried > 0);
+    }
+    assert!(subject.leave(&[]).0.success());
+    is_gone(&subject.name);
+    lab.stop_business(&subject.name).unwrap();
+}
+
+#[test]
+fn a_spread_of_kill_points() {
+    die(150, |number| number % SPREAD == 1);
+}
+
+#[test]
+#[ignore = "half an hour: make test-faults"]
+fn b_every_kill_point() {
+    die(151, |_| true);
+}
