@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
-use xregion_lab::{Lab, Region};
+use xregion_lab::{BusinessSpec, Lab, Region};
 
-use super::fixture::{annotation, fresh, is_there, join, joined, lab, properties};
+use super::fixture::{Snapshot, annotation, bring, fresh, is_there, join, joined, lab, properties};
 use super::leaves::is_gone;
 
 fn join_again(name: &str, region: &str, more: Value) -> String {
@@ -166,4 +166,83 @@ fn e_list_of_clusters_is_joined_by_one_rollout_and_a_bad_one_holds_no_other_back
         is_there(&spec.name);
     }
     lab.vela_delete("batch").unwrap();
+}
+
+#[test]
+fn f_plan_says_what_a_join_and_a_leave_would_change_and_changes_nothing() {
+    let lab = joined();
+    let spec = fresh(149);
+    bring(&spec);
+    let host = format!("{}.idc.example", spec.name);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+    let program = super::laptop::xregion();
+    let plan = |args: &[&str]| {
+        let output = lab.run("laptop", &[&[program.as_str(), "plan"], args].concat()).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let before = Snapshot::take(lab, "planned");
+    let join = ["join", &spec.name, "--region=proxy-east", "--kubeconfig", file.path().to_str().unwrap()];
+    let text = plan(&join);
+    for line in [
+        format!("+ region proxy-east: ConfigMap vela-system/xregion-route-{}-", spec.name),
+        "+ region proxy-east: Service vela-system/cross-region-nginx-proxy-svc, port ".into(),
+        "~ hub: Deployment kubevela-cluster-gateway, hostAliases (rolls the gateway".into(),
+        format!("    {host}: 10.80.0."),
+        format!("+ hub: Secret vela-system/{} (vela cluster join)", spec.name),
+        format!("    endpoint: https://{host}:300"),
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(&line)), "{line:?} is not in {text}");
+    }
+    let json: Value = serde_json::from_str(&plan(&[&["--output=json"], &join[..]].concat())).unwrap();
+    assert_eq!(json["changes"].as_array().unwrap().len(), 4, "{json}");
+    lab.vela_up(&site::membership("planned", &properties(&spec.name, "proxy-east", "fresh", json!({"dryRun": true})))).unwrap();
+    let status = lab.await_running("planned").unwrap();
+    assert!(site::message(&status).contains("+ hub: Secret vela-system/"), "{}", site::message(&status));
+    lab.vela_delete("planned").unwrap();
+    before.assert_unchanged(lab, "planned");
+
+    // What it said is what is done, and afterwards nothing is left to do.
+    join_again(&spec.name, "proxy-east", json!({}));
+    assert_eq!(plan(&join).trim(), "nothing would change");
+    let before = Snapshot::take(lab, "");
+    let text = plan(&["leave", &spec.name]);
+    for line in
+        ["- hub: Secret vela-system/", "- region proxy-east: Service ", "- region proxy-east: ConfigMap ", "~ hub: Deployment "]
+    {
+        assert!(text.lines().any(|found| found.starts_with(line)), "{line:?} is not in {text}");
+    }
+    before.assert_unchanged(lab, "");
+    assert!(lab.run("laptop", &[program.as_str(), "leave", &spec.name]).unwrap().status.success());
+    assert_eq!(plan(&["leave", &spec.name]).trim(), "nothing would change");
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
+    let lab = joined();
+    // As two kubeadm clusters whose certificates have the same name of a node, and whose kubeconfigs an address.
+    let specs = [156, 157].map(|host| BusinessSpec {
+        server: None,
+        names: vec!["shared-master".into(), format!("10.80.1.{host}")],
+        port: 6443,
+        ..fresh(host)
+    });
+    for spec in &specs {
+        bring(spec);
+        let message = join_again(&spec.name, "proxy-east", json!({}));
+        assert!(message.contains("https://shared-master:"), "{message}");
+    }
+    let aliases =
+        || lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", "jsonpath={.spec.template.spec.hostAliases}"]);
+    specs.iter().for_each(|spec| is_there(&spec.name));
+    assert_ne!(annotation(&specs[0].name, "node-port"), annotation(&specs[1].name, "node-port"));
+    let leave =
+        |name: &str| assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", name]).unwrap().status.success());
+    leave(&specs[0].name);
+    is_there(&specs[1].name);
+    leave(&specs[1].name);
+    assert!(!aliases().unwrap().contains("shared-master"));
+    specs.iter().for_each(|spec| lab.stop_business(&spec.name).unwrap());
 }

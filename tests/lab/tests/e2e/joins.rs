@@ -213,3 +213,27 @@ fn j_pods_pass_the_restricted_pod_security_standard() {
         assert_eq!(cluster == "hub", output.stderr.contains("violate"), "{cluster}: {}", output.stderr);
     }
 }
+
+#[test]
+#[ignore = "a node takes a minute to be NotReady: make test-faults"]
+fn l_node_that_is_not_ready_is_passed_over_with_a_warning() {
+    let lab = joined();
+    lab.kill_node("proxy-east-2").unwrap();
+    let checked = std::panic::catch_unwind(|| {
+        lab.await_not_ready("proxy-east-2").unwrap();
+        let spec = fresh(127);
+        bring(&spec);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+        let program = super::laptop::xregion();
+        let join = ["join", &spec.name, "--region=proxy-east", "--here", "--kubeconfig", file.path().to_str().unwrap()];
+        let output = lab.run("hub", &[&[program.as_str()], &join[..]].concat()).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let warning = "the node is not ready and is passed over";
+        assert!(output.stderr.lines().any(|line| line.contains(warning) && line.contains("proxy-east-2")), "{output:?}");
+        is_there(&spec.name);
+        lab.stop_business(&spec.name).unwrap();
+    });
+    lab.start_node("proxy-east-2").unwrap();
+    checked.unwrap();
+}

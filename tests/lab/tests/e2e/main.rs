@@ -12,3 +12,5 @@ mod lab;
 mod laptop;
 mod leaves;
 mod refusals;
+mod rights;
+mod secrets;

@@ -24,7 +24,7 @@ pub const PREFIX: &str = "bench-";
 const PATIENCE: Duration = Duration::from_secs(90);
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Addresses of business clusters, of those the lab leaves to its users.
-const FIRST_ADDRESS: u8 = 230;
+const FIRST_ADDRESS: u8 = 200;
 
 /// Fresh business clusters in region east, like a managed cloud's: a host name with capitals, no port.
 pub struct Fresh<'a> {
@@ -144,7 +144,7 @@ pub fn by_application(lab: &Lab, cluster: &str) -> Result<f64> {
 }
 
 /// Waits until a namespace of the cluster can be read through the hub's aggregated API; seconds since `started`.
-fn await_usable(lab: &Lab, cluster: &str, started: Instant) -> Result<f64> {
+pub fn await_usable(lab: &Lab, cluster: &str, started: Instant) -> Result<f64> {
     lab.with_client("hub", |client: Client| async move {
         let asked = Instant::now();
         loop {

@@ -5,12 +5,16 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 use xregion_lab::load::Outcome;
 
+use crate::batch::{self, Burst};
 use crate::binary::Measured;
 use crate::joins::Side;
 
 const JOIN_SECONDS: f64 = 15.0;
 const TIMES_FASTER: f64 = 4.0;
 const ROUTE_SECONDS: f64 = 2.0;
+const BATCH_SECONDS: f64 = 30.0;
+const BATCH_RELOADS: usize = 3;
+const LEAVE_SECONDS: f64 = 15.0;
 
 /// All that was measured.
 pub struct Report {
@@ -21,6 +25,7 @@ pub struct Report {
     /// Seconds until a route served.
     pub routes: Vec<f64>,
     pub binary: Measured,
+    pub batch: batch::Measured,
 }
 
 impl Report {
@@ -34,7 +39,7 @@ impl Report {
 
     /// Everything, raw samples included.
     pub fn to_json(&self) -> Value {
-        let Self { by_hand, xregion, unloaded, routes, binary } = self;
+        let Self { by_hand, xregion, unloaded, routes, binary, batch } = self;
         json!({
             "join": {
                 "xregion": {"p50_s": xregion.p50(), "samples_s": xregion.seconds(), "without_load_s": unloaded},
@@ -62,12 +67,21 @@ impl Report {
                 "peak_rss_mb": binary.peak_rss,
                 "size_mb": binary.size,
             },
+            "batch": {"step": burst(&batch.step, 1), "parallel": burst(&batch.parallel, 2)},
+            "leave": {
+                "p50_s": median(&batch.leaves),
+                "samples_s": batch.leaves,
+                "requests": batch.leaves_load.requests,
+                "failed_requests": batch.leaves_load.failed,
+                "failures": batch.leaves_load.failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "goal": {"p50_s_at_most": LEAVE_SECONDS, "failed_at_most": 0, "met": leave_met(batch)},
+            },
         })
     }
 
     /// For people.
     pub fn to_table(&self) -> String {
-        let Self { by_hand, xregion, unloaded, routes, binary } = self;
+        let Self { by_hand, xregion, unloaded, routes, binary, batch } = self;
         let mut table = String::new();
         let mut row = |what: &str, xregion: String, by_hand: String, goal: &str, met: Option<bool>| {
             let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
@@ -95,6 +109,18 @@ impl Report {
             Some(met),
         );
         row("  shortest to longest", range(routes), String::new(), "", None);
+        for (what, burst, rollouts) in [("in one step", &batch.step, 1), ("in parallel", &batch.parallel, 2)] {
+            let goal = format!("<= {BATCH_SECONDS:.0} s, {rollouts}, {BATCH_RELOADS}, 0");
+            let name = format!("{} clusters {what}", batch::CLUSTERS);
+            row(&name, seconds(burst.seconds), String::new(), &goal, Some(burst_met(burst, rollouts)));
+            row("  gateway rollouts", burst.rollouts.to_string(), String::new(), "", None);
+            row("  nginx reloads", burst.reloads.to_string(), String::new(), "", None);
+            row("  failed requests", format!("{} of {}", burst.load.failed, burst.load.requests), String::new(), "", None);
+        }
+        let goal = format!("<= {LEAVE_SECONDS:.0} s, 0 failed");
+        row("leave, median", seconds(median(&batch.leaves)), String::new(), &goal, Some(leave_met(batch)));
+        let load = &batch.leaves_load;
+        row("  failed requests", format!("{} of {}", load.failed, load.requests), String::new(), "", None);
         row("binary, start-up", format!("{:.1} ms", median(&binary.startups)), String::new(), "", None);
         row("  peak memory of a join", format!("{:.1} MiB", binary.peak_rss), String::new(), "", None);
         row("  size in the image", format!("{:.1} MiB", binary.size), String::new(), "", None);
@@ -123,6 +149,30 @@ fn availability(side: &Side) -> Value {
         "by_way": by_way.collect::<serde_json::Map<_, _>>(),
         "slowest_ms": load.slowest.as_millis(),
         "failures": load.failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+fn burst_met(burst: &Burst, rollouts: u32) -> bool {
+    burst.seconds <= BATCH_SECONDS && burst.rollouts <= rollouts && burst.reloads <= BATCH_RELOADS && burst.load.failed == 0
+}
+
+fn leave_met(batch: &batch::Measured) -> bool {
+    median(&batch.leaves) <= LEAVE_SECONDS && batch.leaves_load.failed == 0
+}
+
+fn burst(burst: &Burst, rollouts: u32) -> Value {
+    json!({
+        "clusters": batch::CLUSTERS,
+        "seconds": burst.seconds,
+        "gateway_rollouts": burst.rollouts,
+        "nginx_reloads": burst.reloads,
+        "requests": burst.load.requests,
+        "failed_requests": burst.load.failed,
+        "failures": burst.load.failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "goal": {
+            "seconds_at_most": BATCH_SECONDS, "rollouts_at_most": rollouts, "reloads_at_most": BATCH_RELOADS, "failed_at_most": 0,
+            "met": burst_met(burst, rollouts),
+        },
     })
 }
 
@@ -169,7 +219,11 @@ mod tests {
 
     fn report(xregion: &[f64]) -> Report {
         let binary = Measured { startups: vec![2.0, 1.0, 4.0], peak_rss: 12.0, size: 9.0 };
-        Report { by_hand: side(&[60.0, 80.0], 36), xregion: side(xregion, 0), unloaded: vec![8.0], routes: vec![0.5, 0.7], binary }
+        let burst = |seconds| Burst { seconds, rollouts: 1, reloads: 2, load: Outcome::default() };
+        let batch =
+            batch::Measured { step: burst(20.0), parallel: burst(31.0), leaves: vec![9.0, 11.0], leaves_load: Outcome::default() };
+        let (by_hand, xregion) = (side(&[60.0, 80.0], 36), side(xregion, 0));
+        Report { by_hand, xregion, unloaded: vec![8.0], routes: vec![0.5, 0.7], binary, batch }
     }
 
     #[test]
@@ -193,11 +247,19 @@ mod tests {
             "/binary/startup_ms",
             "/binary/peak_rss_mb",
             "/binary/size_mb",
+            "/batch/step/seconds",
+            "/batch/step/gateway_rollouts",
+            "/batch/parallel/nginx_reloads",
+            "/batch/parallel/failed_requests",
+            "/leave/p50_s",
+            "/leave/failed_requests",
         ] {
             assert!(json.pointer(key).is_some_and(Value::is_number), "{key}");
         }
         assert_eq!(json["join"]["times_faster"], 7.0);
         assert_eq!(json["join"]["goal"]["met"], true);
+        assert_eq!(json["batch"]["step"]["goal"]["met"], true);
+        assert_eq!(json["batch"]["parallel"]["goal"]["met"], false, "31 s");
     }
 
     #[test]
