@@ -17,10 +17,12 @@
 pub mod agent;
 pub mod cli;
 pub mod error;
+pub mod files;
 pub mod hub;
 pub mod job;
 pub mod join;
 pub mod leave;
+pub mod mint;
 pub mod model;
 pub mod probe;
 pub mod region;

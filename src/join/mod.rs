@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use crate::error::{Failure, Kind, Result};
@@ -241,7 +242,7 @@ impl<'a> Join<'a> {
             Source::Secret { name, key } => {
                 let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
                 let bytes = hub.kubeconfig(name, key).await?;
-                Access::parse(&bytes, None, &no_files)
+                Access::parse(&bytes, None, &no_files, Timestamp::now())
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
             }
         };
