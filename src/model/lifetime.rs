@@ -76,16 +76,20 @@ pub fn choose_token<'a>(existing: &'a str, brought: &'a str, now: Timestamp) -> 
     if old.subject.is_some() && old.subject == new.subject && ends(&old) > ends(&new).max(now) { existing } else { brought }
 }
 
-/// What a user should know of the end of the credentials: of any token's, and of a certificate's when it is near.
-pub fn warning(access: &Access, now: Timestamp) -> Option<String> {
-    let expires = expiry(access)?;
+/// What a user should know of the end of the credentials: of any token's, and of a certificate's when it is near. `kept` is whether
+/// they are the hub's own, in place of those that were brought.
+pub fn warning(access: &Access, kept: bool, now: Timestamp) -> Option<String> {
+    let Some(expires) = expiry(access) else {
+        return kept.then(|| "its token never expires, and is kept: the one brought does".to_owned());
+    };
     let left = expires.duration_since(now);
     let what = match access.credentials {
         Credentials::Token(_) => "token",
         Credentials::Certificate(..) if left <= NOTICE => "client certificate",
         Credentials::Certificate(..) => return None,
     };
-    Some(format!("its {what} expires at {expires}, {} from now: join it with a new kubeconfig before", in_words(left)))
+    let then = if kept { ", and is kept: the one brought expires sooner" } else { ": join it with a new kubeconfig before" };
+    Some(format!("its {what} expires at {expires}, {} from now{then}", in_words(left)))
 }
 
 /// A time to come, in the largest unit of which there are two.
@@ -177,10 +181,13 @@ mod tests {
 
     #[test]
     fn every_token_s_end_is_told_and_a_certificate_s_when_it_is_near() {
-        let told = |hours| warning(&access(&bound("1", hours)), now()).unwrap();
+        let told = |hours| warning(&access(&bound("1", hours)), false, now()).unwrap();
         assert_eq!(told(720), "its token expires at 2026-01-31T00:00:00Z, 30 days from now: join it with a new kubeconfig before");
         assert!(told(24).contains("24 hours from now") && told(1).contains("60 minutes"));
-        assert_eq!(warning(&access("opaque"), now()), None);
+        let kept = |token: &str| warning(&access(token), true, now()).unwrap();
+        assert!(kept(&bound("1", 48)).ends_with("2 days from now, and is kept: the one brought expires sooner"));
+        assert_eq!(kept(&jwt(&json!({"sub": "x"}))), "its token never expires, and is kept: the one brought does");
+        assert_eq!(warning(&access("opaque"), false, now()), None);
         for (days, want) in [(29, Some("its client certificate expires at 2026-01-30T00:00:00Z, 29 days")), (31, None)] {
             let key = rcgen::KeyPair::generate().unwrap();
             let mut params = rcgen::CertificateParams::default();
@@ -188,7 +195,7 @@ mod tests {
             params.not_after = std::time::SystemTime::from(end).into();
             let certificate = params.self_signed(&key).unwrap().pem().into_bytes();
             let credentials = Credentials::Certificate(certificate, key.serialize_pem().into());
-            let told = warning(&Access { credentials, ..access("") }, now());
+            let told = warning(&Access { credentials, ..access("") }, false, now());
             assert_eq!(told.is_some(), want.is_some(), "{told:?}");
             assert!(told.unwrap_or_default().starts_with(want.unwrap_or_default()));
         }
