@@ -12,7 +12,10 @@ use crate::agent::AgentArgs;
 use crate::error::{Failure, Kind};
 use crate::hub::progress::Job;
 use crate::model::labels::Label;
-use crate::model::names::{ClusterName, SecretName};
+use crate::model::names::{ClusterName, ObjectName, SecretName};
+
+/// Kubernetes makes no token for less.
+const TOKEN_MINIMUM: Duration = Duration::from_secs(600);
 
 /// Joins Kubernetes clusters that a KubeVela hub has no route to, through a proxy cluster in their region.
 #[derive(Debug, Parser)]
@@ -41,6 +44,12 @@ pub enum Command {
     /// It reads the hub and, through it, the region, and has their API servers check every write. It does not go the way to the cluster:
     /// there is no route yet.
     Plan(PlanArgs),
+    /// Make a kubeconfig that lasts, from one that works on this machine.
+    ///
+    /// For kubeconfigs that a hub can't keep: those that get their credentials from a command (exec) or an auth provider, such as the
+    /// ones that managed clouds hand out. Makes a ServiceAccount in the cluster, binds it to a ClusterRole, and writes a kubeconfig
+    /// with a token of it. The default role, cluster-admin, is what KubeVela expects: whoever has the token can do everything there.
+    Kubeconfig(KubeconfigArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
     /// Copy this program into a directory (for the proxy's init container).
@@ -60,7 +69,7 @@ pub struct JoinArgs {
     /// The region: the name of its proxy cluster in KubeVela.
     #[arg(long, value_name = "NAME", required_unless_present = "members")]
     pub region: Option<ClusterName>,
-    /// The cluster's kubeconfig. It is read here and given to the hub self-contained.
+    /// The cluster's kubeconfig, or a list of files as in $KUBECONFIG. It is read here and given to the hub self-contained.
     #[arg(long, value_name = "FILE", conflicts_with = "secret", required_unless_present_any = ["secret", "members"])]
     pub kubeconfig: Option<PathBuf>,
     /// The context in that kubeconfig, if not its current one.
@@ -205,6 +214,32 @@ impl FromStr for MemberArg {
     }
 }
 
+/// Arguments of `kubeconfig`.
+#[derive(Args, Debug)]
+pub struct KubeconfigArgs {
+    /// The kubeconfig that works, or a list of files as in $KUBECONFIG.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// The context in it, if not its current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The ServiceAccount to make.
+    #[arg(long, value_name = "NAME", default_value = "xregion")]
+    pub service_account: ObjectName,
+    /// The namespace of the ServiceAccount; made, too, if it isn't there.
+    #[arg(long, value_name = "NAME", default_value = "vela-system")]
+    pub namespace: ObjectName,
+    /// The ClusterRole to bind the ServiceAccount to, in place of any that an earlier run has bound it to.
+    #[arg(long, value_name = "NAME", default_value = "cluster-admin")]
+    pub role: ObjectName,
+    /// How long the token should last, 10m or more. Many clusters give less than is asked for.
+    #[arg(long, value_name = "DURATION", default_value = "720h", value_parser = token_duration)]
+    pub duration: Duration,
+    /// The file to write, which must not exist; - for standard output.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
 /// What the Job's template says through the downward API.
 #[derive(Args, Clone, Debug)]
 pub struct JobArgs {
@@ -228,6 +263,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| "it must be longer than nothing".to_owned())
+}
+
+fn token_duration(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration < TOKEN_MINIMUM { Err("it must be 10m or more".to_owned()) } else { Ok(duration) }
 }
 
 #[cfg(test)]
@@ -256,6 +296,7 @@ mod tests {
     fn durations() {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        assert!(token_duration("10m").is_ok() && token_duration("599s").is_err());
         assert!(duration("0s").is_err() && duration("ten").is_err() && duration("-5m").is_err());
     }
 }

@@ -52,6 +52,8 @@ kinds! {
     Insecure = 17,
     /// The kubeconfig's server is no address that can be routed to.
     Server = 18,
+    /// A file that was to be written exists already, or can't be written.
+    Output = 19,
 
     /// A Secret of the cluster's name exists and is no cluster.
     NameTaken = 20,
@@ -111,6 +113,8 @@ kinds! {
     Forbidden = 49,
     /// Two nodes lead to different clusters.
     CrossedRoute = 50,
+    /// The cluster's API can't be reached from the machine of `xregion kubeconfig`.
+    ClusterUnreachable = 51,
 
     /// The hub's cluster-gateway can't be found.
     GatewayMissing = 60,

@@ -8,18 +8,21 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use futures::future::join_all;
+use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::cli::{Cli, Command, JoinArgs, LeaveArgs, MemberArg, PlanArgs, PlanOf, PlanOutput};
+use crate::cli::{Cli, Command, JoinArgs, KubeconfigArgs, LeaveArgs, MemberArg, PlanArgs, PlanOf, PlanOutput};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::progress::{self, Progress};
 use crate::join::{self, Member, Order, Source};
+use crate::mint::{self, Account};
 use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
 use crate::undo::Undo;
-use crate::{agent, job, leave};
+use crate::{agent, files, job, leave};
 
 /// Where Kubernetes reads a container's last words.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -36,6 +39,7 @@ pub async fn run() -> ExitCode {
         Command::Join(args) => join(args).await.map(|message| say(&message)),
         Command::Leave(args) => leave(args).await.map(|message| say(&message)),
         Command::Plan(args) => plan(args).await.map(|message| say(&message)),
+        Command::Kubeconfig(args) => kubeconfig(args).await,
         Command::Agent(args) => {
             agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above"))
         }
@@ -80,7 +84,7 @@ fn order(args: &JoinArgs) -> Result<Order> {
     let members = match (&args.cluster, &args.region) {
         (Some(cluster), Some(region)) => {
             let source = match (&args.kubeconfig, &args.secret) {
-                (Some(path), _) => Source::Read(Box::new(read(path, args.context.as_deref())?)),
+                (Some(list), _) => Source::Read(Box::new(access(list, args.context.as_deref())?)),
                 (None, Some(name)) => Source::Secret { name: name.clone(), key: args.secret_key.clone() },
                 (None, None) => return Err(Failure::new(Kind::Usage, "no kubeconfig was given", "use --kubeconfig or --secret")),
             };
@@ -169,18 +173,30 @@ async fn plan(args: PlanArgs) -> Result<String> {
     }
 }
 
-fn read(path: &Path, context: Option<&str>) -> Result<Access> {
-    let bytes = std::fs::read(path).map_err(|error| {
-        Failure::new(
-            Kind::Kubeconfig,
-            format!("{} can't be read: {error}", path.display()),
-            "give the path of the cluster's kubeconfig",
-        )
-    })?;
-    // Paths in a kubeconfig are relative to where it is.
-    let directory = path.parent().unwrap_or(Path::new(""));
-    Access::parse(&bytes, context, &|file| std::fs::read(directory.join(file)))
-        .map_err(|failure| failure.about(&path.display().to_string()))
+fn access(list: &Path, context: Option<&str>) -> Result<Access> {
+    let config = files::kubeconfig(list)?;
+    Access::of(&config, context, &files::read, Timestamp::now()).map_err(|failure| failure.about(&list.display().to_string()))
+}
+
+async fn kubeconfig(args: KubeconfigArgs) -> Result<()> {
+    let KubeconfigArgs { kubeconfig, context, service_account, namespace, role, duration, output } = args;
+    let to_stdout = output == Path::new("-");
+    if !to_stdout && output.exists() {
+        return Err(files::exists(&output));
+    }
+    let config = files::kubeconfig(&kubeconfig)?;
+    let account = Account { name: service_account, namespace, role, duration };
+    let minted = mint::mint(&config, context.as_deref(), &account)
+        .await
+        .map_err(|failure| failure.about(&kubeconfig.display().to_string()))?;
+    if to_stdout {
+        say(minted.kubeconfig.expose_secret());
+        tracing::info!("{}", minted.lifetime);
+    } else {
+        files::write_new(&output, &minted.kubeconfig)?;
+        say(&format!("wrote {}; {}", output.display(), minted.lifetime));
+    }
+    Ok(())
 }
 
 /// Joins in this process; whatever ends it early, what it did is undone.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
-use crate::model::membership::{CREDENTIAL_TYPE, Membership};
+use crate::model::membership::{CREDENTIAL_TYPE, EXPIRES, Membership};
 use crate::model::names::{ClusterName, NAMESPACE};
 
 /// How long a cluster may take to say who it is, when that is asked only to compare.
@@ -123,7 +123,12 @@ impl Hub {
 
     /// Writes xregion's record onto a cluster's Secret.
     pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<()> {
-        let patch = Patch::Merge(json!({"metadata": {"annotations": membership.to_annotations()}}));
+        let mut annotations = json!(membership.to_annotations());
+        if membership.expires.is_none() {
+            // What an earlier join recorded of other credentials.
+            annotations[EXPIRES] = json!(null);
+        }
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
         call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch))
             .await?;
         Ok(())

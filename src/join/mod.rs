@@ -3,6 +3,7 @@
 //! fails holds no other back.
 
 mod admit;
+mod keep;
 mod plan;
 mod prove;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use crate::error::{Failure, Kind, Result};
@@ -27,6 +29,7 @@ use crate::model::aliases::HostAliases;
 use crate::model::joined::Joined;
 use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
+use crate::model::lifetime;
 use crate::model::membership::Membership;
 use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
@@ -196,6 +199,8 @@ struct Join<'a> {
     addresses: BTreeSet<IpAddr>,
     /// Whether this run changed anything.
     changed: bool,
+    /// Whether the hub's token is kept in place of the one brought.
+    kept_token: bool,
 }
 
 /// A join whose way is proven.
@@ -223,7 +228,11 @@ impl Proven<'_> {
             node_ips: join.addresses,
             host: membership.upstream,
             alias: membership.alias,
+            warning: lifetime::warning(&join.access, join.kept_token, Timestamp::now()),
         };
+        if let Some(warning) = &joined.warning {
+            tracing::warn!(cluster = %join.member.cluster, "{warning}");
+        }
         join.tell.stage(Stage::Done, &joined.to_string()).await;
         joined
     }
@@ -244,7 +253,7 @@ impl<'a> Join<'a> {
             Source::Secret { name, key } => {
                 let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
                 let bytes = hub.kubeconfig(name, key).await?;
-                Access::parse(&bytes, None, &no_files)
+                Access::parse(&bytes, None, &no_files, Timestamp::now())
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
             }
         };
@@ -262,8 +271,22 @@ impl<'a> Join<'a> {
         }
         let aliases = gateway.aliases().await?;
         let addresses = aliased_addresses(&nodes, &aliases.addresses(&region.name));
-        let join =
-            Self { hub, order, member, gateway, tell, undo, access, before, region, nodes, aliases, addresses, changed: false };
+        let join = Self {
+            hub,
+            order,
+            member,
+            gateway,
+            tell,
+            undo,
+            access,
+            before,
+            region,
+            nodes,
+            aliases,
+            addresses,
+            changed: false,
+            kept_token: false,
+        };
         if let ApiHost::Dns(name) = join.access.certificate_name() {
             join.choose_alias(&[name])?;
         }

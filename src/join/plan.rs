@@ -130,6 +130,7 @@ impl Join<'_> {
             alias,
             node_port: ports.node,
             identity: String::new(),
+            expires: None,
         };
         let to = json!({"endpoint": membership.endpoint()});
         match self.change("hub", object.clone(), from.clone(), to.clone()) {

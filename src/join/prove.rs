@@ -11,6 +11,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::progress::Stage;
 use crate::model::aliases::Wanted;
+use crate::model::lifetime;
 use crate::model::membership::{self, Membership};
 use crate::model::names::{ApiHost, DnsName, Slot};
 use crate::model::ports::Ports;
@@ -94,6 +95,7 @@ impl Join<'_> {
             alias,
             node_port: ports.node,
             identity,
+            expires: lifetime::expiry(&self.access),
         })
     }
 
@@ -157,7 +159,7 @@ impl Join<'_> {
     }
 
     /// Goes the way the gateway will go, over every ready node: TCP, TLS name and authority, credentials, identity.
-    async fn prove(&self, node_port: u16) -> Result<(DnsName, String)> {
+    async fn prove(&mut self, node_port: u16) -> Result<(DnsName, String)> {
         let patience = Duration::from_secs(u64::from(self.region.settings.timeouts.connect_seconds));
         let doors: Vec<_> = self
             .nodes
@@ -183,8 +185,9 @@ impl Join<'_> {
             ));
         }
         self.check_identity(&identity, &membership::endpoint(&alias, node_port)).await?;
-        if let Some(client) = clients.first() {
+        if let (Some(client), Some(door)) = (clients.first(), doors.first()) {
             client.ensure_namespace().await?;
+            self.keep_later_token(door, &alias, &identity).await?;
         }
         Ok((alias, identity))
     }

@@ -25,6 +25,8 @@ pub struct Joined {
     pub host: ApiHost,
     /// The host name that leads to the region's nodes on the hub.
     pub alias: DnsName,
+    /// What is to be known of the end of its credentials.
+    pub warning: Option<String>,
 }
 
 impl Joined {
@@ -50,7 +52,8 @@ impl Joined {
 impl fmt::Display for Joined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.changed { "joined" } else { "nothing to change" };
-        write!(f, "{what}: {} leads to {}, and from there to {}", self.endpoint, self.node_ips(), self.host)
+        write!(f, "{what}: {} leads to {}, and from there to {}", self.endpoint, self.node_ips(), self.host)?;
+        self.warning.iter().try_for_each(|warning| write!(f, "; {warning}"))
     }
 }
 
@@ -74,17 +77,20 @@ pub fn conclude(clusters: &[&ClusterName], mut results: Vec<Result<Joined>>) -> 
         return result.map(|joined| Told { message: joined.to_string(), outputs: joined.to_outputs() });
     }
     let total = results.len();
-    let (mut endpoints, mut failures) = (BTreeMap::new(), Vec::new());
+    let (mut endpoints, mut warnings, mut failures) = (BTreeMap::new(), String::new(), Vec::new());
     for (cluster, result) in clusters.iter().zip(results) {
         match result {
-            Ok(joined) => drop(endpoints.insert(cluster.to_string(), joined.endpoint)),
+            Ok(joined) => {
+                warnings.extend(joined.warning.map(|warning| format!("; {cluster}: {warning}")));
+                endpoints.insert(cluster.to_string(), joined.endpoint);
+            }
             Err(failure) => failures.push(format!("{cluster}: {failure}")),
         }
     }
     if failures.is_empty() {
         let names = endpoints.keys().cloned().collect::<Vec<_>>().join(", ");
         let outputs = [("endpoints", serde_json::json!(endpoints).to_string())].into();
-        return Ok(Told { message: format!("{total} clusters joined: {names}"), outputs });
+        return Ok(Told { message: format!("{total} clusters joined: {names}{warnings}"), outputs });
     }
     let count = failures.len();
     if count > NAMED {
@@ -110,6 +116,7 @@ mod tests {
             node_ips: ["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()].into(),
             host: "10.1.0.1".parse().unwrap(),
             alias: host.parse().unwrap(),
+            warning: None,
         }
     }
 
@@ -120,6 +127,10 @@ mod tests {
         let one = conclude(&names[..1], vec![Ok(joined("api.example"))]).unwrap();
         assert_eq!(one.outputs["nodeIPs"], "10.0.0.1,10.0.0.2");
         assert!(one.message.starts_with("joined: https://api.example:30000 leads to"), "{}", one.message);
+        let warned = Joined { warning: Some("it ends".into()), ..joined("api.example") };
+        assert!(warned.to_string().ends_with("to 10.1.0.1; it ends"), "{warned}");
+        let several = conclude(&names[..2], vec![Ok(joined("a.example")), Ok(warned)]).unwrap();
+        assert_eq!(several.message, "2 clusters joined: c0, c1; c1: it ends");
         let failure = || Failure::new(Kind::Insecure, "no authority", "give one");
         assert_eq!(conclude(&names[..1], vec![Err(failure())]).unwrap_err().kind, Kind::Insecure);
 

@@ -3,10 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::names::{ApiHost, ClusterName, DnsName};
 
 /// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
 pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
+/// What the record's annotations begin with.
+const PREFIX: &str = "xregion.oam.dev/";
+/// Annotation for the end of the credentials; the only one of the record that may be missing.
+pub const EXPIRES: &str = "xregion.oam.dev/expires";
 /// The version of the record.
 const SCHEMA: &str = "1";
 
@@ -25,6 +31,8 @@ pub struct Membership {
     pub node_port: u16,
     /// UID of the cluster's namespace `kube-system`.
     pub identity: String,
+    /// When the credentials that the hub has for it end, where that can be told.
+    pub expires: Option<Timestamp>,
 }
 
 /// The server by which the hub reaches a cluster: its alias at its node port.
@@ -49,13 +57,15 @@ impl Membership {
             ("mode", "port".to_owned()),
             ("identity", self.identity.clone()),
         ]
-        .map(|(key, value)| (format!("xregion.oam.dev/{key}"), value))
-        .into()
+        .into_iter()
+        .chain(self.expires.map(|expires| ("expires", expires.to_string())))
+        .map(|(key, value)| (format!("{PREFIX}{key}"), value))
+        .collect()
     }
 
     /// Reads the annotations; none where the cluster was not joined by a version that writes this schema.
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
-        let get = |key: &str| annotations.get(&format!("xregion.oam.dev/{key}"));
+        let get = |key: &str| annotations.get(&format!("{PREFIX}{key}"));
         if get("schema")? != SCHEMA {
             return None;
         }
@@ -67,6 +77,7 @@ impl Membership {
             alias: get("alias")?.parse().ok()?,
             node_port: get("node-port")?.parse().ok()?,
             identity: get("identity")?.clone(),
+            expires: get("expires").and_then(|expires| expires.parse().ok()),
         })
     }
 }
@@ -77,7 +88,8 @@ mod tests {
 
     #[test]
     fn the_record_reads_back() {
-        for upstream in ["api.example", "10.0.0.1", "2001:db8::1"] {
+        let end = "2026-12-24T09:00:00Z".parse().unwrap();
+        for (upstream, expires) in [("api.example", None), ("10.0.0.1", Some(end)), ("2001:db8::1", None)] {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
                 upstream: upstream.parse().unwrap(),
@@ -85,8 +97,10 @@ mod tests {
                 alias: "api.example".parse().unwrap(),
                 node_port: 30001,
                 identity: "uid".into(),
+                expires,
             };
             let mut annotations = membership.to_annotations();
+            assert_eq!(annotations.contains_key(EXPIRES), expires.is_some());
             assert_eq!(Membership::from_annotations(&annotations), Some(membership));
             annotations.insert("xregion.oam.dev/schema".into(), "2".into());
             assert_eq!(Membership::from_annotations(&annotations), None);

@@ -5,6 +5,7 @@ pub mod joined;
 pub mod kubeconfig;
 pub mod labels;
 pub mod left;
+pub mod lifetime;
 pub mod membership;
 pub mod names;
 pub mod nginx;

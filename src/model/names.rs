@@ -106,6 +106,39 @@ impl fmt::Display for SecretName {
     }
 }
 
+/// The name of an object in a cluster that is asked for it by path. What else its kind has as rules, that cluster's API says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ObjectName(String);
+
+impl ObjectName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ObjectName {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let harmless = |b: u8| b.is_ascii_alphanumeric() || b"-.:_".contains(&b);
+        if text.is_empty() || text == "." || text == ".." || !text.bytes().all(harmless) {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("{text:?} is no name that an object can have"),
+                "use letters, digits, '-', '.', ':' and '_'",
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A DNS name in lower case that may stand in a hosts file: RFC 1123, no wildcard, no trailing dot.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct DnsName(String);
@@ -268,6 +301,16 @@ mod tests {
         assert!("business-a.kubeconfig".parse::<SecretName>().is_ok());
         for bad in ["", "../configmaps/x", "a/b", "a?b", "A", "a..b", "%2e%2e"] {
             assert_eq!(bad.parse::<SecretName>().unwrap_err().kind, Kind::SecretMissing, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn object_names_lead_nowhere_else() {
+        for good in ["xregion", "vela-system", "system:aggregate-to-view", "a.b_c"] {
+            assert_eq!(good.parse::<ObjectName>().unwrap().to_string(), good);
+        }
+        for bad in ["", ".", "..", "a/b", "%2e", "a?b", "a b"] {
+            assert_eq!(bad.parse::<ObjectName>().unwrap_err().kind, Kind::Usage, "{bad:?}");
         }
     }
 

@@ -134,6 +134,15 @@ fn kubeconfig_that_would_join_insecurely() {
 }
 
 #[test]
+fn kubeconfig_of_a_cluster_on_the_machine_it_was_made_on() {
+    refused_kubeconfig(
+        18,
+        "is this machine itself",
+        &Brought { server: "https://127.0.0.1:6443".into(), ..Brought::right() }.text(),
+    );
+}
+
+#[test]
 fn name_of_a_secret_that_is_no_cluster() {
     let lab = joined();
     lab.kubectl("hub", &["create", "secret", "generic", "settings", "-n", NAMESPACE, "--from-literal=a=b"]).unwrap();
@@ -258,7 +267,6 @@ fn upstream_that_can_t_be_resolved() {
 #[test]
 fn upstream_address_that_proxies_must_not_connect_to() {
     for (server, cause) in [
-        ("https://127.0.0.1:6443", "127.0.0.1 is a loopback address"),
         ("https://169.254.169.254", "169.254.169.254 is a link-local address"),
         ("https://10.80.0.21:6443", "an address of the proxy cluster itself"),
         ("https://10.101.0.1", "an address of the proxy cluster itself"),

@@ -1,0 +1,211 @@
+//! How long credentials last, and which of two tokens to keep. A token's claims are read and never verified: only its API server
+//! can do that.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::kubeconfig::{Access, Credentials};
+
+/// How long before a certificate's end a join warns of it.
+const NOTICE: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// What a token (a JWT) says of itself.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Claims {
+    /// Whose it is.
+    pub subject: Option<Subject>,
+    /// When it ends; none is for ever.
+    pub expires: Option<Timestamp>,
+}
+
+/// Whose a token is. A ServiceAccount that was deleted and made again is another one, and its old tokens are void; what issues
+/// its tokens may be called otherwise without making it another.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Subject {
+    /// A ServiceAccount, by its UID.
+    ServiceAccount(String),
+    /// Anybody else, by issuer and name.
+    Other(Option<String>, String),
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    iss: Option<String>,
+    sub: Option<String>,
+    exp: Option<f64>,
+    #[serde(rename = "kubernetes.io", default)]
+    kubernetes: Value,
+    /// In tokens from before Kubernetes 1.21, kept in Secrets.
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    account_uid: Option<String>,
+}
+
+impl Claims {
+    /// Reads a token's claims; none where it is opaque.
+    pub fn of(token: &str) -> Option<Self> {
+        let mut parts = token.split('.');
+        let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return None;
+        };
+        let payload: Payload = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+        let uid = payload.kubernetes["serviceaccount"]["uid"].as_str().map(str::to_owned).or(payload.account_uid);
+        // Seconds since 1970, of which RFC 7519 allows fractions. What lies beyond every calendar is never.
+        #[allow(clippy::cast_possible_truncation)]
+        let expires = payload.exp.and_then(|seconds| Timestamp::from_second(seconds as i64).ok());
+        let subject = match (uid, payload.sub) {
+            (Some(uid), _) => Some(Subject::ServiceAccount(uid)),
+            (None, Some(name)) => Some(Subject::Other(payload.iss, name)),
+            (None, None) => None,
+        };
+        Some(Self { subject, expires })
+    }
+}
+
+/// When the credentials of an access end, where that can be told.
+pub fn expiry(access: &Access) -> Option<Timestamp> {
+    access.credentials.expires()
+}
+
+/// The token to keep of the one that the hub has and the one that is brought: the later-ending, if both are the same subject's.
+pub fn choose_token<'a>(existing: &'a str, brought: &'a str, now: Timestamp) -> &'a str {
+    let (Some(old), Some(new)) = (Claims::of(existing), Claims::of(brought)) else { return brought };
+    let ends = |claims: &Claims| claims.expires.unwrap_or(Timestamp::MAX);
+    if old.subject.is_some() && old.subject == new.subject && ends(&old) > ends(&new).max(now) { existing } else { brought }
+}
+
+/// What a user should know of the end of the credentials: of any token's, and of a certificate's when it is near. `kept` is whether
+/// they are the hub's own, in place of those that were brought.
+pub fn warning(access: &Access, kept: bool, now: Timestamp) -> Option<String> {
+    let Some(expires) = expiry(access) else {
+        return kept.then(|| "its token never expires, and is kept: the one brought does".to_owned());
+    };
+    let left = expires.duration_since(now);
+    let what = match access.credentials {
+        Credentials::Token(_) => "token",
+        Credentials::Certificate(..) if left <= NOTICE => "client certificate",
+        Credentials::Certificate(..) => return None,
+    };
+    let then = if kept { ", and is kept: the one brought expires sooner" } else { ": join it with a new kubeconfig before" };
+    Some(format!("its {what} expires at {expires}, {} from now{then}", in_words(left)))
+}
+
+/// A time to come, in the largest unit of which there are two.
+pub fn in_words(duration: SignedDuration) -> String {
+    match duration.as_secs().max(0) {
+        seconds @ 0..120 => format!("{seconds} seconds"),
+        seconds @ 120..7_200 => format!("{} minutes", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} hours", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    fn jwt(payload: &Value) -> String {
+        let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        format!("{}.{}.c2lnbmF0dXJl", part(&json!({"alg": "RS256"})), part(payload))
+    }
+
+    /// A token of ServiceAccount `uid` that ends so many hours from now.
+    fn bound(uid: &str, hours: i64) -> String {
+        jwt(&json!({
+            "iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:vela-system:xregion",
+            "exp": now().as_second() + hours * 3600, "kubernetes.io": {"serviceaccount": {"name": "xregion", "uid": uid}},
+        }))
+    }
+
+    fn access(token: &str) -> Access {
+        Access {
+            host: "api.example".parse().unwrap(),
+            port: 443,
+            tls_server_name: None,
+            ca: Vec::new(),
+            credentials: Credentials::Token(token.to_owned().into()),
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_token_is_its_exp_claim() {
+        let ends = |payload| expiry(&access(&jwt(&payload))).map(|end| end.to_string());
+        assert_eq!(ends(json!({"exp": 1_767_225_600})).as_deref(), Some("2026-01-01T00:00:00Z"));
+        assert_eq!(ends(json!({"exp": 1_767_225_600.7})).as_deref(), Some("2026-01-01T00:00:00Z"));
+        for (payload, why) in [
+            (json!({"sub": "x"}), "no exp"),
+            (json!({"exp": null}), "null"),
+            (json!({"exp": "soon"}), "no number"),
+            (json!({"exp": 1e300}), "beyond every calendar"),
+            (json!([1]), "no claims"),
+        ] {
+            assert_eq!(ends(payload), None, "{why}");
+        }
+        for opaque in ["t0ken", "sha256~abc", "a.b.c", "a.b", "..", "kubeconfig-u-x:abcdef"] {
+            assert_eq!(Claims::of(opaque), None, "{opaque}");
+        }
+    }
+
+    #[test]
+    fn the_later_token_of_a_subject_is_kept() {
+        let legacy = jwt(&json!({
+            "iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:vela-system:xregion",
+            "kubernetes.io/serviceaccount/service-account.uid": "1",
+        }));
+        let person = |issuer: &str, hours: i64| jwt(&json!({"iss": issuer, "sub": "a", "exp": now().as_second() + hours * 3600}));
+        for (existing, brought, kept, why) in [
+            (bound("1", 2), bound("1", 1), true, "it ends later"),
+            (bound("1", 1), bound("1", 2), false, "it ends earlier"),
+            (bound("1", -1), bound("1", -2), false, "both are over"),
+            (bound("1", 2), bound("2", 1), false, "the ServiceAccount was made again"),
+            (legacy.clone(), bound("1", 9), true, "it never ends"),
+            (bound("1", 9), legacy, false, "the other never ends"),
+            (person("x", 2), person("x", 1), true, "people have tokens, too"),
+            (person("x", 2), person("y", 1), false, "another issuer's a"),
+            ("opaque".into(), bound("1", 1), false, "nothing is known of it"),
+            (bound("1", 1), "opaque".into(), false, "nothing is known of the other"),
+            (jwt(&json!({"exp": now().as_second() + 7200})), jwt(&json!({})), false, "nobody's"),
+        ] {
+            assert_eq!(choose_token(&existing, &brought, now()) == existing, kept, "{why}");
+        }
+    }
+
+    #[test]
+    fn every_token_s_end_is_told_and_a_certificate_s_when_it_is_near() {
+        let told = |hours| warning(&access(&bound("1", hours)), false, now()).unwrap();
+        assert_eq!(told(720), "its token expires at 2026-01-31T00:00:00Z, 30 days from now: join it with a new kubeconfig before");
+        assert!(told(24).contains("24 hours from now") && told(1).contains("60 minutes"));
+        let kept = |token: &str| warning(&access(token), true, now()).unwrap();
+        assert!(kept(&bound("1", 48)).ends_with("2 days from now, and is kept: the one brought expires sooner"));
+        assert_eq!(kept(&jwt(&json!({"sub": "x"}))), "its token never expires, and is kept: the one brought does");
+        assert_eq!(warning(&access("opaque"), false, now()), None);
+        for (days, want) in [(29, Some("its client certificate expires at 2026-01-30T00:00:00Z, 29 days")), (31, None)] {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::default();
+            let end = now() + SignedDuration::from_hours(days * 24);
+            params.not_after = std::time::SystemTime::from(end).into();
+            let certificate = params.self_signed(&key).unwrap().pem().into_bytes();
+            let credentials = Credentials::Certificate(certificate, key.serialize_pem().into());
+            let told = warning(&Access { credentials, ..access("") }, false, now());
+            assert_eq!(told.is_some(), want.is_some(), "{told:?}");
+            assert!(told.unwrap_or_default().starts_with(want.unwrap_or_default()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".*", payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            Claims::of(&text);
+            Claims::of(&format!("a.{}.b", BASE64_URL_SAFE_NO_PAD.encode(payload)));
+        }
+    }
+}
