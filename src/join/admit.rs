@@ -14,6 +14,7 @@ use crate::hub::progress::{Progress, Stage};
 use crate::model::aliases::Wanted;
 use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership};
+use crate::model::names::{ClusterName, DnsName};
 use crate::rolling::{self, Change};
 use crate::undo::Step;
 use crate::vela;
@@ -59,19 +60,23 @@ pub(super) async fn roll<'a>(
     Ok(proven.into_iter().map(admitted).collect())
 }
 
-/// Takes the names off the gateway that clusters had before they were joined under others. They are joined by now: what stays, the
-/// cluster's leave takes off.
+/// Takes the names off the gateway that clusters had before they were joined under others, also in a run that died before it did.
+/// They are joined by now: what stays, the next join or leave takes off.
 pub(super) async fn drop_old_aliases(hub: &Hub, gateway: &Gateway, progress: &Progress, joined: &[Result<Proven<'_>>]) {
-    let old = |proven: &Proven<'_>| {
-        let old = proven.join.before.as_ref()?.membership()?.alias;
-        (old != proven.membership.alias).then(|| (old, proven.join.member.cluster.clone()))
-    };
-    let dropped: Vec<_> = joined.iter().flatten().filter_map(old).collect();
+    let dropped: Vec<_> = joined.iter().flatten().flat_map(Proven::old_aliases).collect();
     if dropped.is_empty() {
         return;
     }
     if let Err(failure) = rolling::roll(hub, gateway, progress, Change { dropped, ..Change::default() }).await {
         tracing::warn!(%failure, "names that are not used any more stay on the gateway");
+    }
+}
+
+impl Proven<'_> {
+    fn old_aliases(&self) -> impl Iterator<Item = (DnsName, ClusterName)> {
+        let cluster = &self.join.member.cluster;
+        let hosts = self.join.aliases.claims_of(cluster).into_iter().filter_map(|claim| claim.host.parse().ok());
+        hosts.filter(|host| *host != self.membership.alias).map(|host| (host, cluster.clone()))
     }
 }
 

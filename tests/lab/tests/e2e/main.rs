@@ -1,7 +1,8 @@
 //! xregion end to end: driven through the `vela` CLI as its users do, on real clusters. Run by `make test`, one test at a time and
 //! in the order of their names: what one made, such as a joined cluster, later ones use.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs)]
+// What long tests print is for people.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, clippy::print_stdout, missing_docs)]
 
 mod addon;
 mod changes;

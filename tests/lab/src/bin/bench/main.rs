@@ -48,9 +48,13 @@ fn run(progress: &Progress) -> Result<()> {
     let (xregion, unloaded, routes, binary) = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
     let batch = half(&lab, || batch(&lab, progress)).context("batch")?;
 
-    let report = Report { by_hand, xregion, unloaded, routes, binary, batch };
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench/report.json");
-    fs::create_dir_all(file.parent().context("a path")?)?;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
+    // Left there by `make test-faults` and `make test-unit`.
+    let counted = |name: &str| fs::read_to_string(directory.join(name)).ok().and_then(|text| serde_json::from_str(&text).ok());
+    let (faults, kubeconfigs) = (counted("faults.json"), counted("kubeconfigs.json"));
+    let report = Report { by_hand, xregion, unloaded, routes, binary, batch, faults, kubeconfigs };
+    let file = directory.join("report.json");
+    fs::create_dir_all(&directory)?;
     fs::write(&file, serde_json::to_vec_pretty(&report.to_json())?)?;
     progress.done("measured");
     print!("{}", report.to_table());

@@ -26,6 +26,10 @@ pub struct Report {
     pub routes: Vec<f64>,
     pub binary: Measured,
     pub batch: batch::Measured,
+    /// `tried` and `converged`: deaths at kill points, counted by `make test-faults`.
+    pub faults: Option<Value>,
+    /// `tried` and `right`: forms of kubeconfigs, counted by `make test-unit`.
+    pub kubeconfigs: Option<Value>,
 }
 
 impl Report {
@@ -39,7 +43,7 @@ impl Report {
 
     /// Everything, raw samples included.
     pub fn to_json(&self) -> Value {
-        let Self { by_hand, xregion, unloaded, routes, binary, batch } = self;
+        let Self { by_hand, xregion, unloaded, routes, binary, batch, faults, kubeconfigs } = self;
         json!({
             "join": {
                 "xregion": {"p50_s": xregion.p50(), "samples_s": xregion.seconds(), "without_load_s": unloaded},
@@ -67,6 +71,8 @@ impl Report {
                 "peak_rss_mb": binary.peak_rss,
                 "size_mb": binary.size,
             },
+            "faults": faults,
+            "kubeconfigs": kubeconfigs,
             "batch": {"step": burst(&batch.step, 1), "parallel": burst(&batch.parallel, 2)},
             "leave": {
                 "p50_s": median(&batch.leaves),
@@ -81,7 +87,7 @@ impl Report {
 
     /// For people.
     pub fn to_table(&self) -> String {
-        let Self { by_hand, xregion, unloaded, routes, binary, batch } = self;
+        let Self { by_hand, xregion, unloaded, routes, binary, batch, faults, kubeconfigs } = self;
         let mut table = String::new();
         let mut row = |what: &str, xregion: String, by_hand: String, goal: &str, met: Option<bool>| {
             let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
@@ -121,6 +127,15 @@ impl Report {
         row("leave, median", seconds(median(&batch.leaves)), String::new(), &goal, Some(leave_met(batch)));
         let load = &batch.leaves_load;
         row("  failed requests", format!("{} of {}", load.failed, load.requests), String::new(), "", None);
+        let count = |counted: &Option<Value>, good: &str, how: &str| match counted {
+            Some(counted) => format!("{} of {}", counted[good], counted["tried"]),
+            None => format!("make {how}"),
+        };
+        let all = |counted: &Option<Value>, good: &str| counted.as_ref().map(|counted| counted[good] == counted["tried"]);
+        let converged = count(faults, "converged", "test-faults");
+        row("deaths in the middle, converged", converged, String::new(), "all", all(faults, "converged"));
+        let right = count(kubeconfigs, "right", "test-unit");
+        row("forms of kubeconfigs, right", right, String::new(), "all", all(kubeconfigs, "right"));
         row("binary, start-up", format!("{:.1} ms", median(&binary.startups)), String::new(), "", None);
         row("  peak memory of a join", format!("{:.1} MiB", binary.peak_rss), String::new(), "", None);
         row("  size in the image", format!("{:.1} MiB", binary.size), String::new(), "", None);
@@ -223,7 +238,16 @@ mod tests {
         let batch =
             batch::Measured { step: burst(20.0), parallel: burst(31.0), leaves: vec![9.0, 11.0], leaves_load: Outcome::default() };
         let (by_hand, xregion) = (side(&[60.0, 80.0], 36), side(xregion, 0));
-        Report { by_hand, xregion, unloaded: vec![8.0], routes: vec![0.5, 0.7], binary, batch }
+        Report {
+            by_hand,
+            xregion,
+            unloaded: vec![8.0],
+            routes: vec![0.5, 0.7],
+            binary,
+            batch,
+            faults: Some(json!({"tried": 5, "converged": 5})),
+            kubeconfigs: None,
+        }
     }
 
     #[test]
@@ -253,6 +277,8 @@ mod tests {
             "/batch/parallel/failed_requests",
             "/leave/p50_s",
             "/leave/failed_requests",
+            "/faults/tried",
+            "/faults/converged",
         ] {
             assert!(json.pointer(key).is_some_and(Value::is_number), "{key}");
         }
