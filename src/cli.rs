@@ -93,6 +93,9 @@ pub struct JoinArgs {
     /// Give the name to this cluster although another one has it; KubeVela deploys here what it deployed there.
     #[arg(long)]
     pub replace: bool,
+    /// Take over a host alias that was made by hand, and leads into the region already.
+    #[arg(long)]
+    pub adopt: bool,
     /// A cluster of a workflow step's list, as JSON.
     #[arg(long = "member", value_name = "JSON", hide = true, conflicts_with = "cluster")]
     pub members: Vec<MemberArg>,

@@ -230,7 +230,7 @@ fn no_template(why: &str) -> Failure {
 
 /// The command line of the Job of a join. Every field of the order is in it: a new one must find its place here.
 fn arguments(order: &Order, member: &Member, secret: &str, key: &str, timeout: Duration) -> Vec<String> {
-    let Order { members: _, gateway, allow_second_name, replace, vela: _ } = order;
+    let Order { members: _, gateway, allow_second_name, replace, adopt, vela: _ } = order;
     let Member { cluster, region, source: _, labels, node_port } = member;
     let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
     let mut option = |name: &str, value: String| args.push(format!("--{name}={value}"));
@@ -243,5 +243,6 @@ fn arguments(order: &Order, member: &Member, secret: &str, key: &str, timeout: D
     gateway.iter().for_each(|gateway| option("gateway", gateway.clone()));
     args.extend(allow_second_name.then(|| "--allow-second-name".to_owned()));
     args.extend(replace.then(|| "--replace".to_owned()));
+    args.extend(adopt.then(|| "--adopt".to_owned()));
     args
 }

@@ -29,6 +29,8 @@ pub struct Change {
     pub addresses: BTreeMap<String, BTreeSet<IpAddr>>,
     /// The clusters whose every claim goes.
     pub leaving: BTreeSet<ClusterName>,
+    /// Whether names that were made by hand, and lead into the region already, are taken over.
+    pub adopt: bool,
     /// Single claims that go.
     pub dropped: Vec<(DnsName, ClusterName)>,
 }
@@ -40,13 +42,22 @@ impl Change {
         for (host, cluster) in &self.dropped {
             aliases = aliases.without(host, cluster);
         }
-        let mut add = |wanted: &Wanted, admit: fn(&HostAliases, &Wanted) -> Result<()>| {
-            if admit(&aliases, wanted).is_ok() {
+        let nowhere = BTreeSet::new();
+        for wanted in &self.wanted {
+            let admitted = if self.adopt {
+                aliases.admit_adopted(wanted, self.addresses.get(wanted.region.as_str()).unwrap_or(&nowhere))
+            } else {
+                aliases.admit_move(wanted)
+            };
+            if admitted.is_ok() {
                 aliases = aliases.with(std::slice::from_ref(wanted), &self.addresses);
             }
-        };
-        self.wanted.iter().for_each(|wanted| add(wanted, HostAliases::admit_move));
-        others.iter().for_each(|wanted| add(wanted, HostAliases::admit));
+        }
+        for wanted in others {
+            if aliases.admit(wanted).is_ok() {
+                aliases = aliases.with(std::slice::from_ref(wanted), &self.addresses);
+            }
+        }
         aliases.with(&[], &self.addresses)
     }
 }
@@ -132,6 +143,7 @@ mod tests {
             wanted: names.iter().map(|(host, cluster, region)| wanted(host, cluster, region)).collect(),
             addresses: addresses(),
             leaving: leaving.iter().map(|name| name.parse().unwrap()).collect(),
+            adopt: false,
             dropped: vec![],
         }
     }

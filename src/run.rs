@@ -108,6 +108,7 @@ fn order(args: &JoinArgs) -> Result<Order> {
         gateway: args.run.gateway.clone(),
         allow_second_name: args.allow_second_name,
         replace: args.replace,
+        adopt: args.adopt,
         vela: args.run.vela.clone(),
     })
 }

@@ -24,6 +24,8 @@ pub enum Step {
     PutRoute(Box<Region>, Box<Route>),
     /// Take the cluster's claim to the host name from the gateway.
     DropAlias(Box<Gateway>, DnsName, ClusterName),
+    /// Leave the host name on the gateway to whoever made it.
+    DisownAlias(Box<Gateway>, DnsName),
     /// Lead the host name on the gateway to where it led.
     PutAlias(Box<Gateway>, Wanted, BTreeSet<IpAddr>),
     /// Put the cluster's Secret back.
@@ -39,6 +41,7 @@ impl Step {
             Self::RemoveRoute(region, name) => region.remove_route(name).await.map(drop),
             Self::PutRoute(region, route) => region.put_route(route).await,
             Self::DropAlias(gateway, host, cluster) => gateway.change(|now| Ok(now.without(host, cluster))).await.map(drop),
+            Self::DisownAlias(gateway, host) => gateway.change(|now| Ok(now.disowned(host))).await.map(drop),
             Self::PutAlias(gateway, wanted, addresses) => {
                 let addresses = [(wanted.region.to_string(), addresses.clone())].into();
                 gateway.change(|now| Ok(now.with(std::slice::from_ref(wanted), &addresses))).await.map(drop)

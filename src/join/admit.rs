@@ -30,7 +30,8 @@ pub(super) async fn roll<'a>(
     progress: &Progress,
     proven: Vec<Result<Proven<'a>>>,
 ) -> Result<Vec<Result<Proven<'a>>>> {
-    let mut change = Change::default();
+    let adopt = proven.iter().flatten().any(|proven| proven.join.order.adopt);
+    let mut change = Change { adopt, ..Change::default() };
     for Proven { join, membership } in proven.iter().flatten() {
         join.tell.stage(Stage::Rolling, &format!("leading {} to the region's nodes on the gateway", membership.alias)).await;
         join.note_move().await?;
@@ -90,6 +91,10 @@ impl Join<'_> {
         let gateway = Box::new(self.gateway.clone());
         let moved = self.aliases.claims_of(&self.member.cluster).into_iter().find(|claim| claim.host == wanted.host.as_str());
         let before = moved.and_then(|claim| Some(Wanted { region: claim.region.parse().ok()?, ..wanted.clone() }));
+        if self.aliases.is_foreign(&wanted.host) {
+            self.undo.note(Step::DisownAlias(gateway, wanted.host));
+            return;
+        }
         self.undo.note(match before {
             Some(before) => {
                 let addresses = self.aliases.addresses(&before.region);

@@ -53,6 +53,8 @@ pub struct Order {
     pub allow_second_name: bool,
     /// Whether another cluster may take over a name.
     pub replace: bool,
+    /// Whether host aliases that were made by hand for the region are taken over.
+    pub adopt: bool,
     /// The `vela` CLI.
     pub vela: PathBuf,
 }

@@ -21,7 +21,7 @@ use crate::undo::Undo;
 pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan> {
     let gateway = hub.gateway(order.gateway.as_deref()).await?.rehearsing();
     let mut plan = Plan::default();
-    let mut change = rolling::Change::default();
+    let mut change = rolling::Change { adopt: order.adopt, ..rolling::Change::default() };
     let mut joins = Vec::new();
     let undo = Undo::default();
     let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();

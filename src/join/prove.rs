@@ -200,7 +200,7 @@ impl Join<'_> {
         }
         let mut refused = None;
         for name in candidates.iter().filter(|name| !name.is_reserved()) {
-            match self.aliases.admit_move(&self.wanted(name)) {
+            match self.admit(&self.wanted(name)) {
                 Ok(()) => return Ok(name.clone()),
                 Err(failure) => refused = refused.or(Some(failure)),
             }
@@ -212,6 +212,10 @@ impl Join<'_> {
                 "give the API server's certificate a DNS name of its own (no wildcard, not kubernetes or localhost), or set tls-server-name in the kubeconfig to one it has",
             )
         }))
+    }
+
+    fn admit(&self, wanted: &Wanted) -> Result<()> {
+        if self.order.adopt { self.aliases.admit_adopted(wanted, &self.addresses) } else { self.aliases.admit_move(wanted) }
     }
 
     pub(super) fn wanted(&self, host: &DnsName) -> Wanted {

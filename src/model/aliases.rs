@@ -85,7 +85,7 @@ impl HostAliases {
                 Some(entry) => Err(Failure::new(
                     Kind::HostAliased,
                     format!("host {host} has an alias on the gateway already, to {}, that xregion did not make", entry["ip"]),
-                    "remove it from the gateway's hostAliases first, if nothing needs it",
+                    "if it was made by hand for this cluster and region, take it over with adopt (--adopt); else remove it from the gateway's hostAliases first, if nothing needs it",
                 )),
                 None => Ok(()),
             },
@@ -106,6 +106,33 @@ impl HostAliases {
         self.record.0.get(wanted.host.as_str()).is_some_and(|recorded| {
             recorded.region == wanted.region.as_str() && recorded.clusters.contains(wanted.cluster.as_str())
         })
+    }
+
+    /// Whether `wanted` may have its host name, or take it over from somebody who leads it into the same region: to these addresses
+    /// and no other.
+    ///
+    /// # Errors
+    /// As [`HostAliases::admit`].
+    pub fn admit_adopted(&self, wanted: &Wanted, region: &BTreeSet<IpAddr>) -> Result<()> {
+        let mut of_host = self.entries.iter().filter(|entry| hostnames(entry).any(|name| name == wanted.host.as_str()));
+        let foreign = !self.record.0.contains_key(wanted.host.as_str());
+        if foreign && of_host.all(|entry| address(entry).is_some_and(|ip| region.contains(&ip))) {
+            return Ok(());
+        }
+        self.admit_move(wanted)
+    }
+
+    /// The aliases as they are, with nobody's claim to `host` recorded: it is somebody else's again.
+    pub fn disowned(&self, host: &DnsName) -> Self {
+        let mut aliases = self.clone();
+        aliases.record.0.remove(host.as_str());
+        aliases
+    }
+
+    /// Whether a host name leads anywhere and is not recorded.
+    pub fn is_foreign(&self, host: &DnsName) -> bool {
+        let known = self.record.0.contains_key(host.as_str());
+        !known && self.entries.iter().any(|entry| hostnames(entry).any(|name| name == host.as_str()))
     }
 
     /// What a cluster claims.
@@ -283,6 +310,27 @@ mod tests {
         assert_eq!(kind("x.example", "west"), Err(Kind::HostTaken));
         assert_eq!(kind("x.example", "east"), Ok(()));
         assert_eq!(kind("new.example", "east"), Ok(()));
+    }
+
+    #[test]
+    fn a_name_that_leads_into_the_region_by_hand_is_adopted_and_can_be_given_back() {
+        let by_hand = HostAliases { entries: foreign(), ..HostAliases::default() };
+        let (theirs, elsewhere) = (wanted("theirs.example", "x", "east"), wanted("a.example", "x", "east"));
+        let region = ips(&["10.0.0.1", "10.0.0.2"]);
+        let kind = |wanted: &Wanted| by_hand.admit_adopted(wanted, &region).map_err(|failure| failure.kind);
+        assert_eq!(kind(&theirs), Ok(()));
+        assert_eq!(kind(&elsewhere), Err(Kind::HostAliased), "it leads out of the region");
+        assert_eq!(kind(&wanted("new.example", "x", "east")), Ok(()));
+        assert!(by_hand.is_foreign(&theirs.host) && !by_hand.is_foreign(&"new.example".parse().unwrap()));
+
+        let adopted = by_hand.with(std::slice::from_ref(&theirs), &regions(&[("east", &["10.0.0.1", "10.0.0.2"])]));
+        assert_eq!(adopted.entries[..2], by_hand.entries, "the entry stays as it is");
+        assert_eq!(adopted.entries[2], json!({"ip": "10.0.0.1", "hostnames": ["theirs.example"]}), "and every other node joins it");
+        let back = adopted.disowned(&theirs.host);
+        assert_eq!((back.entries == adopted.entries, back.record), (true, Record::default()));
+        // One node in the region: nothing changes but the record, so nothing is rolled.
+        let same = by_hand.with(std::slice::from_ref(&theirs), &regions(&[("east", &["10.0.0.2"])]));
+        assert_eq!(same.entries, by_hand.entries);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub const KIND_REGION: &str = "region";
 pub const KIND_PROXY: &str = "proxy";
 /// The Service that the article names: one NodePort a cluster.
 pub const SERVICE: &str = "cross-region-nginx-proxy-svc";
+/// The Service of a region in which [`SERVICE`] leads to an nginx that somebody runs by hand: that one is left alone.
+pub const SERVICE_BESIDE: &str = "cross-region-nginx-proxy-svc-xregion";
 /// The first port a proxy listens on; the cluster at node port `first + i` gets `FIRST_LISTEN + i` where that is free.
 pub const FIRST_LISTEN: u16 = 8000;
 

@@ -1,4 +1,5 @@
-//! The region's shared Service: one NodePort a cluster, written under optimistic locking, ports of others verbatim.
+//! The region's shared Service: one NodePort a cluster, written under optimistic locking, ports of others verbatim. A Service of that
+//! name which somebody made for an nginx of their own is left alone, and another one stands beside it.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 use crate::model::ports::{self, Ports};
-use crate::model::region::{KIND_PROXY, SERVICE};
+use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
 
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
@@ -30,8 +31,22 @@ impl Region {
         Api::namespaced_with(self.client.clone(), NAMESPACE, &ApiResource::erase::<Service>(&()))
     }
 
-    async fn service(&self) -> Result<Option<Value>> {
-        let found = call(&self.name, &format!("read Service {NAMESPACE}/{SERVICE}"), self.services().get_opt(SERVICE)).await?;
+    /// The region's Service: its name, and what there is of it.
+    async fn service(&self) -> Result<(&'static str, Option<Value>)> {
+        let article = self.service_called(SERVICE).await?;
+        let is_ours = |service: &Value| service["spec"]["selector"][KIND] == KIND_PROXY;
+        if article.as_ref().is_some_and(is_ours) {
+            return Ok((SERVICE, article));
+        }
+        // Made by hand, or not there; then the one beside it may have been made before that was removed.
+        match (article, self.service_called(SERVICE_BESIDE).await?) {
+            (None, None) => Ok((SERVICE, None)),
+            (_, beside) => Ok((SERVICE_BESIDE, beside)),
+        }
+    }
+
+    async fn service_called(&self, name: &str) -> Result<Option<Value>> {
+        let found = call(&self.name, &format!("read Service {NAMESPACE}/{name}"), self.services().get_opt(name)).await?;
         found
             .map(serde_json::to_value)
             .transpose()
@@ -40,14 +55,14 @@ impl Region {
 
     /// The ports that a cluster has on the Service.
     pub async fn ports(&self, name: &str) -> Result<Option<Ports>> {
-        Ok(ports::find(&entries(self.service().await?.as_ref()), name))
+        Ok(ports::find(&entries(self.service().await?.1.as_ref()), name))
     }
 
     /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
     pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
         let mut elsewhere = BTreeSet::new();
         for _ in 0..ATTEMPTS {
-            let service = self.service().await?;
+            let (called, service) = self.service().await?;
             let now = entries(service.as_ref());
             let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &elsewhere)?;
             if ports::find(&now, name) == Some(chosen) {
@@ -55,8 +70,8 @@ impl Region {
             }
             let wanted = ports::with(&now, name, chosen);
             let written = match &service {
-                None => self.create_service(&wanted).await?,
-                Some(service) => self.patch_ports(service, &wanted).await?,
+                None => self.create_service(called, &wanted).await?,
+                Some(service) => self.patch_ports(called, service, &wanted).await?,
             };
             match written {
                 Write::Done => return Ok(chosen),
@@ -74,14 +89,17 @@ impl Region {
     /// Returns whether it had any.
     pub async fn release_ports(&self, name: &str) -> Result<bool> {
         for _ in 0..ATTEMPTS {
-            let Some(service) = self.service().await? else { return Ok(false) };
+            let (called, Some(service)) = self.service().await? else { return Ok(false) };
             let now = entries(Some(&service));
             let left = ports::without(&now, name);
             if left.len() == now.len() {
                 return Ok(false);
             }
-            let written =
-                if left.is_empty() { self.delete_service(&service).await? } else { self.patch_ports(&service, &left).await? };
+            let written = if left.is_empty() {
+                self.delete_service(called, &service).await?
+            } else {
+                self.patch_ports(called, &service, &left).await?
+            };
             if matches!(written, Write::Done) {
                 return Ok(true);
             }
@@ -89,36 +107,37 @@ impl Region {
         Err(self.contended())
     }
 
-    async fn create_service(&self, ports: &[Value]) -> Result<Write> {
+    async fn create_service(&self, called: &str, ports: &[Value]) -> Result<Write> {
         let service: DynamicObject = serde_json::from_value(json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": SERVICE, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
+            "metadata": {"name": called, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
             "spec": {"type": "NodePort", "selector": {KIND: KIND_PROXY}, "ports": ports},
         }))
         .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
         self.outcome(
             "create",
+            called,
             self.services().create(&PostParams { dry_run: self.dry_run, ..PostParams::default() }, &service).await.map(drop),
         )
         .await
     }
 
-    async fn patch_ports(&self, service: &Value, ports: &[Value]) -> Result<Write> {
+    async fn patch_ports(&self, called: &str, service: &Value, ports: &[Value]) -> Result<Write> {
         let patch = json!({"metadata": {"resourceVersion": service["metadata"]["resourceVersion"]}, "spec": {"ports": ports}});
         let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
-        let written = self.services().patch(SERVICE, &params, &Patch::Merge(&patch)).await;
-        self.outcome("change", written.map(drop)).await
+        let written = self.services().patch(called, &params, &Patch::Merge(&patch)).await;
+        self.outcome("change", called, written.map(drop)).await
     }
 
-    async fn delete_service(&self, service: &Value) -> Result<Write> {
+    async fn delete_service(&self, called: &str, service: &Value) -> Result<Write> {
         let text = |key: &str| service["metadata"][key].as_str().map(str::to_owned);
         let preconditions = Preconditions { resource_version: text("resourceVersion"), uid: text("uid") };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        self.outcome("remove", self.services().delete(SERVICE, &params).await.map(drop)).await
+        self.outcome("remove", called, self.services().delete(called, &params).await.map(drop)).await
     }
 
-    async fn outcome(&self, verb: &str, written: kube::Result<()>) -> Result<Write> {
+    async fn outcome(&self, verb: &str, called: &str, written: kube::Result<()>) -> Result<Write> {
         match written {
             Ok(()) => Ok(Write::Done),
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Write::Conflict),
@@ -128,7 +147,7 @@ impl Region {
             {
                 Ok(Write::NodePortTaken)
             }
-            Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{SERVICE}"), async { Err(error) }).await,
+            Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{called}"), async { Err(error) }).await,
         }
     }
 

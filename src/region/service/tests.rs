@@ -43,7 +43,7 @@ async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>) -> Vec<(S
 }
 
 fn service(version: &str, ports: &[Value]) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports}})
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}}})
 }
 
 fn refusal(code: u16, message: &str) -> Value {
@@ -61,14 +61,16 @@ async fn the_first_join_makes_the_service_and_passes_over_ports_of_others() {
         async |region| region.take_ports("a", None).await,
         vec![
             (Method::GET, 404, refusal(404, "not found")),
+            (Method::GET, 404, refusal(404, "not found")),
             (Method::POST, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
+            (Method::GET, 404, refusal(404, "not found")),
             (Method::GET, 404, refusal(404, "not found")),
             (Method::POST, 201, service("1", &[])),
         ],
     )
     .await;
     assert_eq!(ports.unwrap(), Ports { listen: 8001, node: 30001 });
-    let made = &sent[3].1;
+    let made = &sent[5].1;
     assert_eq!(made["spec"]["selector"], json!({"xregion.oam.dev/kind": "proxy"}));
     assert_eq!(
         made["spec"]["ports"],
@@ -131,4 +133,32 @@ async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
     released.unwrap();
     assert_eq!(sent[1].1["preconditions"], json!({"resourceVersion": "1", "uid": "u"}));
     assert_eq!(sent[3].1["spec"]["ports"], json!([other]));
+}
+
+#[tokio::test]
+async fn a_service_made_by_hand_is_left_alone_and_another_stands_beside_it() {
+    let mut by_hand = service("1", &[foreign()]);
+    by_hand["spec"]["selector"] = json!({"app": "nginx"});
+    let (ports, sent) = scenario(
+        async |region| region.take_ports("a", None).await,
+        vec![
+            (Method::GET, 200, by_hand.clone()),
+            (Method::GET, 404, refusal(404, "not found")),
+            // Its node port is known to nobody but the API server.
+            (Method::POST, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
+            (Method::GET, 200, by_hand),
+            (Method::GET, 404, refusal(404, "not found")),
+            (Method::POST, 201, service("1", &[])),
+        ],
+    )
+    .await;
+    assert_eq!(ports.unwrap(), Ports { listen: 8001, node: 30001 });
+    assert_eq!(sent[5].1["metadata"]["name"], SERVICE_BESIDE);
+
+    // It stays the region's when the one made by hand has gone.
+    let mut beside = service("1", &[ports::entry("a", Ports { listen: 8001, node: 30001 })]);
+    beside["metadata"]["name"] = json!(SERVICE_BESIDE);
+    let answers = vec![(Method::GET, 404, refusal(404, "not found")), (Method::GET, 200, beside)];
+    let (ports, _) = scenario(async |region| region.take_ports("a", None).await, answers).await;
+    assert_eq!(ports.unwrap().node, 30001);
 }

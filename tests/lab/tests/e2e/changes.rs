@@ -5,7 +5,7 @@ use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 use xregion_lab::{BusinessSpec, Lab, Region};
 
-use super::fixture::{Snapshot, annotation, bring, fresh, is_there, join, joined, lab, properties};
+use super::fixture::{Snapshot, annotation, bring, fresh, is_there, join, joined, lab, properties, through_gateway};
 use super::leaves::is_gone;
 
 fn join_again(name: &str, region: &str, more: Value) -> String {
@@ -245,4 +245,72 @@ fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
     leave(&specs[1].name);
     assert!(!aliases().unwrap().contains("shared-master"));
     specs.iter().for_each(|spec| lab.stop_business(&spec.name).unwrap());
+}
+
+/// The article's way for one cluster of region west, as a person types it: nginx, its Service, a host alias, a rewritten kubeconfig.
+fn join_by_hand(lab: &Lab, cluster: &str, host: &str) {
+    let conf = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nerror_log /dev/stderr notice;\npid /dev/shm/nginx.pid;\nevents {{}}\n\
+         stream {{\n    server {{\n        listen 8000;\n        proxy_pass {host}:443;\n    }}\n}}\n"
+    );
+    let labels = json!({"app": "by-hand"});
+    let metadata = |name: &str| json!({"name": name, "namespace": NAMESPACE, "labels": labels});
+    let items = [
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("by-hand"), "data": {"nginx.conf": conf}}),
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata("by-hand"),
+            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
+                "containers": [{"name": "nginx", "image": site::NGINX, "volumeMounts": [
+                    {"name": "main", "mountPath": "/etc/nginx/nginx.conf", "subPath": "nginx.conf"},
+                ]}],
+                "volumes": [{"name": "main", "configMap": {"name": "by-hand"}}],
+            }}},
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": metadata("cross-region-nginx-proxy-svc"),
+            "spec": {"type": "NodePort", "selector": labels, "ports": [{"name": cluster, "port": 8000, "nodePort": 30000}]},
+        }),
+    ];
+    lab.apply("proxy-west", &json!({"apiVersion": "v1", "kind": "List", "items": items})).unwrap();
+    lab.kubectl("proxy-west", &["rollout", "status", "deployment", "by-hand", "-n", NAMESPACE, "--timeout=60s"]).unwrap();
+    let ip = lab.cluster("proxy-west").unwrap().nodes[0].internal_ip;
+    let alias = json!({"spec": {"template": {"spec": {"hostAliases": [{"ip": ip, "hostnames": [host]}]}}}}).to_string();
+    lab.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "-p", &alias]).unwrap();
+    lab.kubectl("hub", &["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"]).unwrap();
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    let text = lab.user_kubeconfig(cluster).unwrap().replace(&format!("https://{host}"), &format!("https://{host}:30000"));
+    std::fs::write(file.path(), text).unwrap();
+    let join = ["vela", "cluster", "join", file.path().to_str().unwrap(), "--name", cluster, "-y"];
+    super::fixture::eventually("vela cluster join", || lab.run("hub", &join)?.success());
+    super::fixture::eventually("the cluster joined by hand answering", || through_gateway(lab, cluster, "/version"));
+}
+
+#[test]
+fn h_cluster_joined_by_hand_is_taken_over_without_a_failed_request() {
+    let lab = joined();
+    let mut spec = fresh(158);
+    spec.region = Region::West;
+    bring(&spec);
+    let host = format!("{}.idc.example", spec.name);
+    join_by_hand(lab, &spec.name, &host);
+
+    lab.vela_up(&site::membership("refused", &properties(&spec.name, "proxy-west", "fresh", json!({})))).unwrap();
+    let refused = site::message(&lab.await_end("refused").unwrap());
+    assert!(refused.contains("that xregion did not make") && refused.contains("adopt"), "{refused}");
+    lab.vela_delete("refused").unwrap();
+
+    let load = Load::start(lab, &[&spec.name, "proxy-west"]).unwrap();
+    join_again(&spec.name, "proxy-west", json!({"adopt": true}));
+    // Its part is played.
+    lab.kubectl("proxy-west", &["delete", "service,deployment,configmap", "-n", NAMESPACE, "-l", "app=by-hand"]).unwrap();
+    let again = join_again(&spec.name, "proxy-west", json!({"timeout": "5m"}));
+    let outcome = load.stop().unwrap();
+    assert!(again.contains("nothing to change"), "{again}");
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    assert_eq!(annotation(&spec.name, "region"), "proxy-west");
+    is_there(&spec.name);
+    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap().status.success());
+    is_gone(&spec.name);
+    lab.stop_business(&spec.name).unwrap();
 }
