@@ -39,7 +39,7 @@ impl Step {
         match self {
             Self::ReleasePorts(region, name) => region.release_ports(name).await.map(drop),
             Self::RemoveRoute(region, name) => region.remove_route(name).await.map(drop),
-            Self::PutRoute(region, route) => region.put_route(route).await,
+            Self::PutRoute(region, route) => region.put_route(route).await.map(drop),
             Self::DropAlias(gateway, host, cluster) => gateway.change(|now| Ok(now.without(host, cluster))).await.map(drop),
             Self::DisownAlias(gateway, host) => gateway.change(|now| Ok(now.disowned(host))).await.map(drop),
             Self::PutAlias(gateway, wanted, addresses) => {

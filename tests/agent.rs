@@ -65,7 +65,7 @@ async fn echo() -> SocketAddr {
 
 fn route(cluster: &str, host: &str, port: u16, listen: u16) -> Route {
     let (hub, cluster, host) = (HubId::new("hub-uid"), cluster.parse().unwrap(), host.parse().unwrap());
-    Route { slot: Slot::First, hub, cluster, host, port, listen, alias: None, proven_at: None }
+    Route { slot: Slot::First, hub, cluster, host, port, listen, alias: None, proven_at: None, uid: String::new() }
 }
 
 fn served(cluster: &str, listen: u16, port: u16, addresses: &[&str]) -> Served {

@@ -82,7 +82,7 @@ impl Plan {
                     plan.served.extend(before.map(|before| (name.clone(), before.clone())));
                 }
                 Err((reason, message)) => {
-                    plan.problems.insert(name.clone(), problem(route.digest(), reason, message));
+                    plan.problems.insert(name.clone(), problem(route.mark(), reason, message));
                 }
             }
         }
@@ -102,7 +102,7 @@ impl Plan {
             let Err(error) = can_listen(port) else { return true };
             let message = format!("its listen port {port} can't be opened: {error}");
             let problem = Some(Problem { reason: Reason::Rejected, message });
-            self.problems.insert(name.clone(), Applied { digest: served.route.digest(), problem });
+            self.problems.insert(name.clone(), Applied { digest: served.route.mark(), problem });
             false
         });
         before - self.served.len()
@@ -111,7 +111,7 @@ impl Plan {
     /// What to report when nginx serves this plan.
     pub fn report(&self) -> Report {
         let served =
-            self.served.iter().map(|(name, served)| (name.clone(), Applied { digest: served.route.digest(), problem: None }));
+            self.served.iter().map(|(name, served)| (name.clone(), Applied { digest: served.route.mark(), problem: None }));
         Report(self.problems.clone().into_iter().chain(served).collect())
     }
 
@@ -120,7 +120,7 @@ impl Plan {
         let mut report = self.report();
         for (name, served) in self.served.iter().filter(|(name, served)| serving.get(*name) != Some(served)) {
             let problem = Problem { reason: Reason::Rejected, message: message.to_owned() };
-            report.0.insert(name.clone(), Applied { digest: served.route.digest(), problem: Some(problem) });
+            report.0.insert(name.clone(), Applied { digest: served.route.mark(), problem: Some(problem) });
         }
         report
     }

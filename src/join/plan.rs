@@ -89,6 +89,7 @@ impl Join<'_> {
             listen: 0,
             alias: current.route.as_ref().and_then(|route| route.alias.clone()),
             proven_at: current.route.as_ref().and_then(|route| route.proven_at),
+            uid: String::new(),
         };
         let preferred = self.moves_from().map(|old| old.node_port).filter(|_| current.ports.is_none());
         let ports = self.take_ports(&route, preferred).await?;

@@ -48,6 +48,7 @@ impl Join<'_> {
             listen: 0,
             alias: current.as_ref().and_then(|route| route.alias.clone()),
             proven_at: current.as_ref().and_then(|route| route.proven_at),
+            uid: current.as_ref().map(|route| route.uid.clone()).unwrap_or_default(),
         };
         let had = self.region.ports(&route.port_name()).await?;
         match (had, self.asked(slot).await?) {
@@ -74,7 +75,7 @@ impl Join<'_> {
                 Some(current) => Step::PutRoute(Box::new(self.region.clone()), Box::new(current)),
                 None => Step::RemoveRoute(Box::new(self.region.clone()), route.name()),
             });
-            self.region.put_route(&route).await?;
+            route.uid = self.region.put_route(&route).await?;
             self.changed = true;
         }
         self.applied(&route).await?;
@@ -122,7 +123,7 @@ impl Join<'_> {
         let mut told = String::new();
         loop {
             let ready = self.region.ready_proxies().await?;
-            let state = uptake(&route.name(), &route.digest(), &ready, &self.region.reports().await?);
+            let state = uptake(&route.name(), &route.mark(), &ready, &self.region.reports().await?);
             let message = match state {
                 Uptake::Everywhere => return Ok(()),
                 Uptake::Failed { proxy, problem } => {

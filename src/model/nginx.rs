@@ -206,6 +206,7 @@ mod tests {
             listen: 8000,
             alias: None,
             proven_at: None,
+            uid: String::new(),
         };
         Served { route, addresses: addresses.iter().map(|address| address.parse().unwrap()).collect() }
     }

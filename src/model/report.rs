@@ -15,7 +15,7 @@ pub struct Report(pub BTreeMap<String, Applied>);
 /// What became of one route in one proxy.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Applied {
-    /// The digest of the route that was taken up.
+    /// The mark of the route that was taken up ([`super::route::Route::mark`]).
     pub digest: String,
     /// Why it is not served, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,7 +67,7 @@ pub enum Uptake {
     NoProxy,
 }
 
-/// Sums up what the `ready` proxies report of the route `name` with `digest`.
+/// Sums up what the `ready` proxies report of the route `name` with the mark `digest`.
 pub fn uptake(name: &str, digest: &str, ready: &[String], reports: &BTreeMap<String, Report>) -> Uptake {
     let mut serving = 0;
     for proxy in ready {

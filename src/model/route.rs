@@ -33,6 +33,8 @@ pub struct Route {
     pub alias: Option<DnsName>,
     /// When a join last reached the cluster over this route.
     pub proven_at: Option<Timestamp>,
+    /// The UID of its ConfigMap; empty before it is written.
+    pub uid: String,
 }
 
 impl Route {
@@ -49,6 +51,12 @@ impl Route {
     /// What a proxy's configuration depends on, in 16 hex digits: equal digests need no reload.
     pub fn digest(&self) -> String {
         short_hash(&format!("port\n{}\n{}\n{}", self.host, self.port, self.listen), 16)
+    }
+
+    /// What a proxy reports when it serves just this route: one that was removed and made again, just as it was, is another one, and
+    /// a report about the first says nothing about the second.
+    pub fn mark(&self) -> String {
+        format!("{}@{}", self.digest(), self.uid)
     }
 
     /// The route as the ConfigMap that is applied to the proxy cluster.
@@ -111,6 +119,7 @@ impl Route {
             listen: port("listen", get("listen")?)?,
             alias: data.get("alias").map(|text| parse("alias", text)).transpose()?,
             proven_at: data.get("provenAt").map(|text| parse("provenAt", text)).transpose()?,
+            uid: map.metadata.uid.clone().unwrap_or_default(),
         };
         if map.metadata.name.as_deref() != Some(&route.name()) {
             return Err(format!("its name belongs to another cluster than {:?} of that hub", route.cluster.as_str()));
@@ -158,6 +167,7 @@ mod tests {
             listen: 8000,
             alias: None,
             proven_at: None,
+            uid: String::new(),
         }
     }
 
@@ -200,6 +210,8 @@ mod tests {
         let proven = Route { proven_at: Some(Timestamp::UNIX_EPOCH), alias: Some("x.example".parse().unwrap()), ..route() };
         assert_eq!(proven.digest(), route().digest());
         assert_ne!(Route { port: 6443, ..route() }.digest(), route().digest());
+        let again = Route { uid: "2".into(), ..route() };
+        assert!(again.digest() == route().digest() && again.mark() != route().mark(), "made again");
     }
 
     #[test]

@@ -32,13 +32,16 @@ impl Region {
         Ok(list.items.iter().filter_map(|map| Route::from_config_map(map).ok()).filter(|route| route.hub == *hub).collect())
     }
 
-    /// Writes a route.
-    pub async fn put_route(&self, route: &Route) -> Result<()> {
+    /// Writes a route. Returns its UID.
+    pub async fn put_route(&self, route: &Route) -> Result<String> {
         let name = route.name();
         let params = PatchParams { dry_run: self.dry_run, ..PatchParams::apply(MANAGER).force() };
-        call(&self.name, &format!("write route {name}"), self.maps().patch(&name, &params, &Patch::Apply(route.to_config_map())))
-            .await?;
-        Ok(())
+        let (maps, map) = (self.maps(), Patch::Apply(route.to_config_map()));
+        Ok(call(&self.name, &format!("write route {name}"), maps.patch(&name, &params, &map))
+            .await?
+            .metadata
+            .uid
+            .unwrap_or_default())
     }
 
     /// Removes a route. Returns whether there was one.

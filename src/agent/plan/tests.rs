@@ -14,6 +14,7 @@ fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) 
         listen,
         alias: None,
         proven_at: None,
+        uid: String::new(),
     };
     let mut map = route.to_config_map();
     map.metadata.creation_timestamp = Some(Time(Timestamp::from_second(1_000_000 - age).unwrap()));

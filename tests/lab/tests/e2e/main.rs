@@ -7,6 +7,7 @@
 mod addon;
 mod changes;
 mod deaths;
+mod disturbed;
 mod fixture;
 mod joins;
 mod lab;

@@ -1,0 +1,96 @@
+//! Joins that something else disturbs: API servers that restart, the gateway's pod deleted, the deadline, a workflow started again.
+//! Whatever comes of the join, the hub works and the same join again ends as if nothing had happened.
+
+use serde_json::{Value, json};
+use xregion_lab::Lab;
+use xregion_lab::site::{self, GATEWAY, NAMESPACE};
+
+use super::fixture::{Snapshot, await_stage, bring, eventually, fresh, is_there, joined, properties, through_gateway};
+use super::laptop::xregion;
+use super::leaves::is_gone;
+
+/// Joins a fresh cluster, does something once its step tells `stage`, and sees the join to its end, however that is. Then joins again,
+/// undisturbed, and lets it leave.
+fn join_disturbed(host: u8, stage: &str, more: Value, disturb: impl FnOnce(&Lab)) -> Value {
+    let lab = joined();
+    let spec = fresh(host);
+    bring(&spec);
+    lab.vela_up(&site::membership("disturbed", &properties(&spec.name, "proxy-east", "fresh", more))).unwrap();
+    await_stage("disturbed", stage);
+    disturb(lab);
+    let status = lab.await_end("disturbed").unwrap();
+    for cluster in ["proxy-west", "business-a"] {
+        eventually(&format!("{cluster} answering"), || through_gateway(lab, cluster, "/version"));
+    }
+    lab.vela_delete("disturbed").unwrap();
+    lab.vela_up(&site::membership("again", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    lab.await_running("again").unwrap();
+    is_there(&spec.name);
+    lab.vela_delete("again").unwrap();
+    let left = lab.run("laptop", &[xregion().as_str(), "leave", &spec.name]).unwrap();
+    assert!(left.status.success(), "{left:?}");
+    is_gone(&spec.name);
+    lab.stop_business(&spec.name).unwrap();
+    status
+}
+
+#[test]
+fn a_deadline_that_passes_is_told_and_everything_taken_back() {
+    let lab = joined();
+    let spec = fresh(170);
+    bring(&spec);
+    let before = Snapshot::take(lab, "hurried");
+    let join = properties(&spec.name, "proxy-east", "fresh", json!({"timeout": "3s"}));
+    lab.vela_up(&site::membership("hurried", &join)).unwrap();
+    let status = lab.await_end("hurried").unwrap();
+    assert!(site::message(&status).contains("the time given (3 s) was over while "), "{}", site::message(&status));
+    eventually("everything taken back", || {
+        let now = Snapshot::take(lab, "hurried");
+        anyhow::ensure!(now == before, "{now:?}");
+        Ok(())
+    });
+    lab.vela_delete("hurried").unwrap();
+    lab.stop_business(&spec.name).unwrap();
+}
+
+#[test]
+fn b_gateway_s_pod_is_deleted() {
+    join_disturbed(171, "leading", json!({}), |lab| {
+        let labels = lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", "json"]).unwrap();
+        let labels: Value = serde_json::from_str(&labels).unwrap();
+        let selector: Vec<_> = labels["spec"]["selector"]["matchLabels"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(key, value)| format!("{key}={}", value.as_str().unwrap()))
+            .collect();
+        lab.kubectl("hub", &["delete", "pods", "-n", NAMESPACE, "-l", &selector.join(","), "--wait=false"]).unwrap();
+    });
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn c_proxy_cluster_s_api_server_restarts() {
+    join_disturbed(172, "rout", json!({}), |lab| {
+        lab.stop_api("proxy-east").unwrap();
+        lab.start_api("proxy-east").unwrap();
+    });
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn d_hub_s_api_server_restarts() {
+    join_disturbed(173, "leading", json!({}), |lab| {
+        lab.stop_api("hub").unwrap();
+        lab.start_api("hub").unwrap();
+        eventually("the hub answering", || lab.vela(&["cluster", "list"]));
+    });
+}
+
+#[test]
+fn e_workflow_is_started_again_in_the_middle() {
+    let status = join_disturbed(174, "leading", json!({}), |lab| {
+        lab.vela(&["workflow", "restart", "disturbed", "-n", "default"]).unwrap();
+    });
+    assert_eq!(status["status"], "running", "{}", site::message(&status));
+}
