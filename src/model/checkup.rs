@@ -149,12 +149,17 @@ impl fmt::Display for Checkup {
 }
 
 fn no_member(observed: &Observed, name: &ClusterName) -> Check {
-    let problem = if observed.joined.contains_key(name.as_str()) {
+    let problem = if observed.joined.contains_key(name) {
         Problem::new("it was joined directly, not through a region", format!("vela cluster probe {name}"))
     } else {
-        Problem::new("no cluster of that name is joined", format!("xregion join {name} --region REGION --kubeconfig FILE"))
+        not_joined(name)
     };
     Check { subject: Subject::Cluster(name.clone()), link: "Secret", outcome: Outcome::Failed(problem) }
+}
+
+/// That a cluster is none.
+pub fn not_joined(name: &ClusterName) -> Problem {
+    Problem::new("no cluster of that name is joined", format!("xregion join {name} --region REGION --kubeconfig FILE"))
 }
 
 /// The hub's own links. That its API answers is known by there being an observation.

@@ -15,6 +15,7 @@ pub mod observed;
 pub mod overview;
 pub mod plan;
 pub mod ports;
+pub mod recorded;
 pub mod region;
 pub mod report;
 pub mod rollout;

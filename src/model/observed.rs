@@ -32,7 +32,7 @@ pub struct Observed {
     /// Clusters joined directly of which can't be told whether they are regions.
     pub unread: Vec<SeenRegion>,
     /// Every joined cluster, with its region if it was joined through one.
-    pub joined: BTreeMap<String, Option<ClusterName>>,
+    pub joined: BTreeMap<ClusterName, Option<ClusterName>>,
     /// What clusters that left or moved still have: cluster and region.
     pub leftovers: BTreeSet<(ClusterName, ClusterName)>,
     /// The clusters that are being joined just now.

@@ -179,6 +179,7 @@ impl Overview {
     /// Of what was seen; of one cluster or one region only, if one is asked about.
     pub fn of(observed: &Observed, asked: Option<&ClusterName>) -> Self {
         let gateway = observed.gateway.as_ref().ok();
+        let stranger = asked.filter(|name| !observed.joined.contains_key(name) && !observed.joining.contains(name));
         let asks = |cluster: &ClusterName, region: &ClusterName| asked.is_none_or(|name| name == cluster || name == region);
         Self {
             hub: HubView {
@@ -188,7 +189,12 @@ impl Overview {
             },
             regions: observed.regions.iter().map(|seen| region(observed, seen, &asks)).collect(),
             unread: observed.unread.iter().filter_map(unread).collect(),
-            out_of_step: out_of_step(observed, &asks),
+            out_of_step: match (out_of_step(observed, &asks), stranger) {
+                (none, Some(name)) if none.is_empty() => {
+                    vec![entry(&Subject::Cluster(name.clone()), "", checkup::not_joined(name))]
+                }
+                (found, _) => found,
+            },
         }
     }
 }
@@ -308,7 +314,7 @@ fn left_over(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
     };
     let leave = |cluster: &ClusterName| format!("xregion leave {cluster}");
     let busy = |cluster: &ClusterName| observed.joining.contains(cluster);
-    let joined = |cluster: &ClusterName| observed.joined.contains_key(cluster.as_str());
+    let joined = |cluster: &ClusterName| observed.joined.contains_key(cluster);
 
     for (cluster, region) in observed.leftovers.iter().filter(|(cluster, region)| asks(cluster, region) && !busy(cluster)) {
         let next = if joined(cluster) { "its next join removes that".to_owned() } else { leave(cluster) };
@@ -324,7 +330,7 @@ fn left_over(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
             }
             let leads = format!("region {} has a route of it to {}:{}", seen.name, route.host, route.port);
             let remove = || format!("kubectl -n {NAMESPACE} delete configmap {}, in cluster {}", route.name(), seen.name);
-            match observed.joined.get(cluster.as_str()) {
+            match observed.joined.get(cluster) {
                 None => {
                     tell(cluster, format!("{leads}, and it is not joined"), format!("{} --region {}", leave(cluster), seen.name))
                 }

@@ -221,7 +221,7 @@ fn what_hangs_on_a_broken_link_is_skipped_and_says_why() {
 #[test]
 fn a_name_that_was_not_joined_through_a_region_is_told() {
     let mut observed = well();
-    observed.joined.insert("direct".into(), None);
+    observed.joined.insert(name("direct"), None);
     let cause =
         |asked: &str| Checkup::of(&observed, Some(&name(asked))).broken().map(|(_, problem)| problem.cause.clone()).unwrap();
     assert_eq!(cause("direct"), "it was joined directly, not through a region");

@@ -94,8 +94,8 @@ pub fn well() -> Observed {
     };
     let nodes = [("proxy-east".to_owned(), [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into())].into();
     let region = |region: &str, inside| SeenRegion { name: name(region), inside: Ok(inside) };
-    let direct = ["proxy-east", "proxy-west"].map(|region| (region.to_owned(), None));
-    let through = ["business-a", "b"].map(|cluster| (cluster.to_owned(), Some(name("proxy-east"))));
+    let direct = ["proxy-east", "proxy-west"].map(|region| (name(region), None));
+    let through = ["business-a", "b"].map(|cluster| (name(cluster), Some(name("proxy-east"))));
     Observed {
         now: "2026-06-01T00:00:00Z".parse().unwrap(),
         hub: hub(),

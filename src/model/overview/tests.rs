@@ -115,7 +115,7 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
         (
             |observed| {
                 let direct = vec![route("direct", Slot::First, "new.example", 8000)];
-                observed.joined.insert("direct".into(), None);
+                observed.joined.insert(name("direct"), None);
                 observed.regions[1].inside = Ok(inside(2, direct));
             },
             "cluster direct",
@@ -125,7 +125,7 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
         (
             |observed| {
                 observed.clusters.remove(0);
-                observed.joined.remove("b");
+                observed.joined.remove(&name("b"));
                 east(observed).routes.truncate(1);
             },
             "cluster b",
@@ -133,13 +133,13 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
             "xregion leave b",
         ),
         (
-            |observed| drop(observed.leftovers.insert((name("gone"), name("proxy-west")))),
+            |observed| observed.leftovers = [(name("gone"), name("proxy-west"))].into(),
             "cluster gone",
             "it left region proxy-west, which may still have its route and its port",
             "xregion leave gone",
         ),
         (
-            |observed| drop(observed.leftovers.insert((name("b"), name("proxy-west")))),
+            |observed| observed.leftovers = [(name("b"), name("proxy-west"))].into(),
             "cluster b",
             "it left region proxy-west",
             "its next join removes that",
@@ -159,9 +159,17 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
         assert_eq!(told(&observed), vec![], "{what}");
         // And who asks about another cluster does not hear of it.
         observed.joining.clear();
+        observed.joined.insert(name("another"), None);
         assert!(Overview::of(&observed, Some(&name("another"))).out_of_step.is_empty(), "{what}");
         assert_eq!(Overview::of(&observed, Some(&cluster)).out_of_step.len(), 1, "{what}");
     }
+}
+
+#[test]
+fn who_asks_for_a_cluster_that_is_none_is_told() {
+    let overview = Overview::of(&well(), Some(&name("nobody")));
+    let [entry] = overview.out_of_step.as_slice() else { panic!("{overview:?}") };
+    assert_eq!((entry.about.as_str(), entry.what.as_str()), ("cluster nobody", "no cluster of that name is joined"));
 }
 
 #[test]
