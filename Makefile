@@ -19,7 +19,7 @@ CARGO_DENY := $(CACHE)/bin/cargo-deny-$(DENY)
 OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
-  $(wildcard addon/resources/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
+  $(wildcard addon/resources/*.cue) $(wildcard addon/views/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
 
 .PHONY: help image addon stage faults test-faults demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
 
@@ -103,7 +103,8 @@ dist/xregion-image.tar: Containerfile metadata.yaml Cargo.toml Cargo.lock $(shel
 
 # Steps that run a Job share what is in definitions/include. Only what an addon consists of, in a directory called like it: KubeVela packs all it finds and matches names by prefix.
 stage: $(ADDON_SOURCES)
-	rm -rf dist/xregion && mkdir -p dist/xregion/resources dist/xregion/definitions
+	rm -rf dist/xregion && mkdir -p dist/xregion/resources dist/xregion/definitions dist/xregion/views
 	cp metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue dist/xregion/
 	cp addon/resources/*.cue dist/xregion/resources/
+	cp addon/views/*.cue dist/xregion/views/
 	for f in definitions/*.cue; do sed -e '/^	\/\/ include: job$$/{r definitions/include/job.cue' -e 'd}' -e 's#xregion/xregion:v0\.0\.0#$(IMAGE)#' -e 's#version: "0\.0\.0"#version: "$(VERSION)"#' $$f > dist/xregion/$$f; done

@@ -1,11 +1,12 @@
 //! The command line. Values with rules arrive parsed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use serde::Deserialize;
 
 use crate::agent::AgentArgs;
@@ -16,6 +17,9 @@ use crate::model::names::{ClusterName, ObjectName, SecretName};
 
 /// Kubernetes makes no token for less.
 const TOKEN_MINIMUM: Duration = Duration::from_secs(600);
+
+/// The name by which kubectl finds its plugin `kubectl xregion`.
+const PLUGIN: &str = "kubectl-xregion";
 
 /// Joins Kubernetes clusters that a KubeVela hub has no route to, through a proxy cluster in their region.
 #[derive(Debug, Parser)]
@@ -50,8 +54,30 @@ pub enum Command {
     /// ones that managed clouds hand out. Makes a ServiceAccount in the cluster, binds it to a ClusterRole, and writes a kubeconfig
     /// with a token of it. The default role, cluster-admin, is what KubeVela expects: whoever has the token can do everything there.
     Kubeconfig(KubeconfigArgs),
+    /// Show the regions, their proxies, and the clusters joined through them, with what is out of step.
+    ///
+    /// KUBECONFIG points at the hub; the rest is asked through its cluster-gateway. It changes nothing.
+    Status(StatusArgs),
+    /// Check every link of the way to a cluster, in order, and name the first one that is broken.
+    ///
+    /// Without a cluster: the hub and every region. It changes nothing, and exits with 90 if a link is broken.
+    Doctor(DoctorArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
+    /// Print completions for a shell.
+    ///
+    /// For bash: source <(xregion completions bash)
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print a manual page: of the program, or of one of its commands.
+    ///
+    /// To read it: xregion man join | man -l -
+    Man {
+        /// The command.
+        command: Option<String>,
+    },
     /// Copy this program into a directory (for the proxy's init container).
     #[command(hide = true)]
     Install {
@@ -151,6 +177,43 @@ pub enum PlanOf {
     Leave(LeaveArgs),
 }
 
+/// Arguments of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Only this cluster, or this region.
+    pub cluster: Option<ClusterName>,
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+    /// The Deployment of cluster-gateway, if it can't be found by its APIService.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub gateway: Option<String>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The cluster, or a region.
+    pub cluster: Option<ClusterName>,
+    /// The Deployment of cluster-gateway, if it can't be found by its APIService.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub gateway: Option<String>,
+}
+
+/// How `status` shows what it saw.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Output {
+    /// A tree, for people.
+    #[default]
+    Tree,
+    /// The tree with aliases, proofs, nodes and proxies.
+    Wide,
+    /// JSON, for programs.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
 /// How a join or leave runs.
 #[derive(Args, Debug)]
 pub struct RunArgs {
@@ -186,6 +249,42 @@ pub struct MemberArg {
     pub labels: Vec<Label>,
     /// Its node port.
     pub node_port: Option<u16>,
+}
+
+impl Cli {
+    /// Reads this process's command line. Called by kubectl as its plugin, it says so in its help.
+    pub fn read() -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let program = std::env::args_os().next().unwrap_or_default();
+        if Path::new(&program).file_stem().is_some_and(|name| name == PLUGIN) {
+            command = command.bin_name("kubectl xregion");
+        }
+        Self::from_arg_matches_mut(&mut command.try_get_matches()?)
+    }
+}
+
+/// Completions for a shell.
+pub fn completions(shell: Shell) -> String {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "xregion", &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// A manual page: of the program, or of a command.
+pub fn man(command: Option<&str>) -> Result<String, Failure> {
+    let mut program = Cli::command();
+    program.build();
+    let page = match command {
+        None => program,
+        Some(name) => program
+            .find_subcommand(name)
+            .cloned()
+            .ok_or_else(|| Failure::new(Kind::Usage, format!("there is no command {name:?}"), "xregion --help lists them"))?,
+    };
+    let mut text = Vec::new();
+    let rendered = clap_mangen::Man::new(page).render(&mut text);
+    rendered.map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 impl FromStr for MemberArg {
@@ -275,8 +374,6 @@ fn token_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -139,6 +139,9 @@ kinds! {
     Interrupted = 81,
     /// Of several clusters, some were not joined.
     SomeFailed = 82,
+
+    /// A link of the way to a cluster is broken, which `doctor` names.
+    Broken = 90,
 }
 
 /// An error with one cause and the next step, as shown in `vela status` and on a terminal.

@@ -26,6 +26,11 @@ const SECRET_KEY: &str = "kubeconfig";
 const GRACE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(300);
 
+/// Whether the addon is enabled on the hub: its Job's template is there.
+pub async fn enabled(hub: &Hub) -> Result<()> {
+    template(&Api::namespaced(hub.client(), NAMESPACE)).await.map(drop)
+}
+
 /// Joins one cluster as a Job on the hub, and gives its message.
 pub async fn join(hub: &Hub, order: &Order, timeout: Duration) -> Result<String> {
     let [member] = order.members.as_slice() else {
@@ -94,7 +99,7 @@ impl Remote {
             pods: Api::namespaced(client.clone(), NAMESPACE),
             secrets: Api::namespaced(client, NAMESPACE),
         };
-        let mut job = this.template().await?;
+        let mut job = template(&this.maps).await?;
         job["metadata"]["name"] = json!(this.name);
         job["metadata"]["namespace"] = json!(NAMESPACE);
         job["spec"]["activeDeadlineSeconds"] = json!((timeout + GRACE).as_secs());
@@ -117,15 +122,6 @@ impl Remote {
             return Err(failure);
         }
         Ok(this)
-    }
-
-    async fn template(&self) -> Result<Value> {
-        let found = call(&format!("read ConfigMap {NAMESPACE}/{TEMPLATE}"), self.maps.get_opt(TEMPLATE)).await?;
-        let text = found
-            .and_then(|map| map.data)
-            .and_then(|mut data| data.remove(TEMPLATE_KEY))
-            .ok_or_else(|| no_template("it does not exist"))?;
-        serde_json::from_str(&text).map_err(|error| no_template(&error.to_string()))
     }
 
     async fn put_secret(&self, job: &Job, text: &str) -> Result<()> {
@@ -218,6 +214,15 @@ impl Remote {
             tracing::warn!(%failure, job = self.name, "the Job is still on the hub");
         }
     }
+}
+
+async fn template(maps: &Api<ConfigMap>) -> Result<Value> {
+    let found = call(&format!("read ConfigMap {NAMESPACE}/{TEMPLATE}"), maps.get_opt(TEMPLATE)).await?;
+    let text = found
+        .and_then(|map| map.data)
+        .and_then(|mut data| data.remove(TEMPLATE_KEY))
+        .ok_or_else(|| no_template("it does not exist"))?;
+    serde_json::from_str(&text).map_err(|error| no_template(&error.to_string()))
 }
 
 fn no_template(why: &str) -> Failure {

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Rules are pure functions in [`model`]; [`hub`], [`region`] and [`probe`] gather what they need and carry out what they say;
-//! [`join`] and [`leave`] tell the stories; [`agent`] is what runs beside nginx in a region.
+//! [`join`], [`leave`] and [`looking`] tell the stories; [`agent`] is what runs beside nginx in a region.
 
 pub mod agent;
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod hub;
 pub mod job;
 pub mod join;
 pub mod leave;
+pub mod looking;
 pub mod mint;
 pub mod model;
 pub mod probe;

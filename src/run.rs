@@ -6,23 +6,28 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
 use futures::future::join_all;
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::cli::{Cli, Command, JoinArgs, KubeconfigArgs, LeaveArgs, MemberArg, PlanArgs, PlanOf, PlanOutput};
+use crate::cli::{
+    self, Cli, Command, DoctorArgs, JoinArgs, KubeconfigArgs, LeaveArgs, MemberArg, Output, PlanArgs, PlanOf, PlanOutput,
+    StatusArgs,
+};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::progress::{self, Progress};
 use crate::join::{self, Member, Order, Source};
 use crate::mint::{self, Account};
+use crate::model::checkup::Checkup;
 use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
+use crate::model::overview::Overview;
+use crate::model::tree;
 use crate::undo::Undo;
-use crate::{agent, files, job, leave};
+use crate::{agent, files, job, leave, looking};
 
 /// Where Kubernetes reads a container's last words.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -31,7 +36,7 @@ const UNDO_PATIENCE: Duration = Duration::from_secs(25);
 
 /// Runs the command line of this process.
 pub async fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -40,6 +45,13 @@ pub async fn run() -> ExitCode {
         Command::Leave(args) => leave(args).await.map(|message| say(&message)),
         Command::Plan(args) => plan(args).await.map(|message| say(&message)),
         Command::Kubeconfig(args) => kubeconfig(args).await,
+        Command::Status(args) => status(args).await.map(|text| say(&text)),
+        Command::Doctor(args) => return doctor(args).await,
+        Command::Completions { shell } => {
+            say(&cli::completions(shell));
+            Ok(())
+        }
+        Command::Man { command } => cli::man(command.as_deref()).map(|page| say(&page)),
         Command::Agent(args) => {
             agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above"))
         }
@@ -198,6 +210,32 @@ async fn kubeconfig(args: KubeconfigArgs) -> Result<()> {
         say(&format!("wrote {}; {}", output.display(), minted.lifetime));
     }
     Ok(())
+}
+
+async fn status(args: StatusArgs) -> Result<String> {
+    let StatusArgs { cluster, output, gateway } = args;
+    let observed = looking::look(&Hub::connect().await?, gateway.as_deref(), cluster.as_ref()).await?;
+    let overview = Overview::of(&observed, cluster.as_ref());
+    let unexpected = |error: String| Failure::new(Kind::Unexpected, error, "report this");
+    match output {
+        Output::Tree | Output::Wide => Ok(tree::render(&overview, output == Output::Wide)),
+        Output::Json => serde_json::to_string_pretty(&overview).map_err(|error| unexpected(error.to_string())),
+        Output::Yaml => {
+            serde_saphyr::to_string(&overview).map(|text| text.trim_end().to_owned()).map_err(|error| unexpected(error.to_string()))
+        }
+    }
+}
+
+/// Its verdict is its last line, so that a broken link needs no further words.
+async fn doctor(args: DoctorArgs) -> ExitCode {
+    let DoctorArgs { cluster, gateway } = args;
+    let observed = async { looking::look(&Hub::connect().await?, gateway.as_deref(), cluster.as_ref()).await };
+    let checkup = match observed.await {
+        Ok(observed) => Checkup::of(&observed, cluster.as_ref()),
+        Err(failure) => Checkup::unreachable(&failure),
+    };
+    say(&checkup.to_string());
+    if checkup.broken().is_some() { ExitCode::from(Kind::Broken.exit_code()) } else { ExitCode::SUCCESS }
 }
 
 /// Joins in this process; whatever ends it early, what it did is undone.

@@ -21,7 +21,18 @@ fn the_version_is_metadata_yaml_s() {
 #[test]
 fn the_command_line_in_the_docs_is_what_help_prints() {
     let docs = read("docs/cli.md");
-    for command in [&[][..], &["join"], &["leave"], &["plan"], &["kubeconfig"], &["agent"]] {
+    for command in [
+        &[][..],
+        &["join"],
+        &["leave"],
+        &["plan"],
+        &["kubeconfig"],
+        &["status"],
+        &["doctor"],
+        &["agent"],
+        &["completions"],
+        &["man"],
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_xregion")).args(command).arg("--help").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(docs.contains(&help), "docs/cli.md lacks what `xregion {} --help` prints:\n{help}", command.join(" "));

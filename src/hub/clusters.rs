@@ -44,7 +44,8 @@ impl JoinedCluster {
         self.secret.metadata.annotations.as_ref().and_then(Membership::from_annotations)
     }
 
-    fn name(&self) -> &str {
+    /// Its name.
+    pub fn name(&self) -> &str {
         self.secret.metadata.name.as_deref().unwrap_or_default()
     }
 }
@@ -76,7 +77,8 @@ impl Hub {
         Ok(self.joined_clusters().await?.iter().map(|cluster| cluster.name().to_owned()).collect())
     }
 
-    async fn joined_clusters(&self) -> Result<Vec<JoinedCluster>> {
+    /// Every joined cluster.
+    pub async fn joined_clusters(&self) -> Result<Vec<JoinedCluster>> {
         let params = ListParams::default().labels(CREDENTIAL_TYPE);
         let list = call("list the joined clusters", self.secrets().list(&params)).await?;
         Ok(list.items.into_iter().map(|secret| JoinedCluster { secret }).collect())

@@ -118,6 +118,16 @@ impl Gateway {
         rollout::host_aliases(&self.read().await?)
     }
 
+    /// What the rollout of its present host aliases waits for, if it is not through.
+    pub async fn waits_for(&self) -> Result<Option<String>> {
+        let deployment = self.deployment().await?;
+        Ok(match rollout::progress(&deployment) {
+            Progress::Stuck(what) | Progress::Waiting(what) => Some(what),
+            Progress::Complete if self.is_rolled(&deployment).await? => None,
+            Progress::Complete => Some("old gateway pods are ending".into()),
+        })
+    }
+
     /// Changes the host aliases by a rule, over whatever else changes there meanwhile. Returns whether anything was written.
     pub async fn change(&self, rule: impl Fn(&HostAliases) -> Result<HostAliases>) -> Result<bool> {
         for _ in 0..ATTEMPTS {

@@ -64,6 +64,11 @@ impl HostAliases {
         self.entries.iter().filter(|entry| hostnames(entry).any(of_region)).filter_map(address).collect()
     }
 
+    /// The addresses a name leads to now.
+    pub fn leads_to(&self, host: &DnsName) -> BTreeSet<IpAddr> {
+        self.entries.iter().filter(|entry| hostnames(entry).any(|name| name == host.as_str())).filter_map(address).collect()
+    }
+
     /// Whether `wanted` may have its host name.
     ///
     /// # Errors

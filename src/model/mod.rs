@@ -1,6 +1,7 @@
 //! The rules, as pure functions over typed values: no client, no clock, no runtime.
 
 pub mod aliases;
+pub mod checkup;
 pub mod joined;
 pub mod kubeconfig;
 pub mod labels;
@@ -10,10 +11,14 @@ pub mod membership;
 pub mod names;
 pub mod nginx;
 pub mod nodes;
+pub mod observed;
+pub mod overview;
 pub mod plan;
 pub mod ports;
+pub mod recorded;
 pub mod region;
 pub mod report;
 pub mod rollout;
 pub mod route;
+pub mod tree;
 pub mod usage;

@@ -78,15 +78,20 @@ impl Region {
 
     /// The names of the proxies that are ready.
     pub async fn ready_proxies(&self) -> Result<Vec<String>> {
+        Ok(self.proxies().await?.into_iter().filter(|(_, ready)| *ready).map(|(name, _)| name).collect())
+    }
+
+    /// The proxies by name, and whether each is ready; without those that are ending.
+    pub async fn proxies(&self) -> Result<BTreeMap<String, bool>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let list =
             call(&self.name, "list the proxies", pods.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
         let ready = |pod: &Pod| {
             let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-            pod.metadata.deletion_timestamp.is_none()
-                && conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+            conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
         };
-        Ok(list.items.iter().filter(|pod| ready(pod)).map(|pod| pod.name_any()).collect())
+        let staying = list.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        Ok(staying.map(|pod| (pod.name_any(), ready(pod))).collect())
     }
 
     /// What each proxy reports, by its name.

@@ -1,7 +1,7 @@
 //! The region's shared Service: one NodePort a cluster, written under optimistic locking, ports of others verbatim. A Service of that
 //! name which somebody made for an nginx of their own is left alone, and another one stands beside it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
@@ -56,6 +56,13 @@ impl Region {
     /// The ports that a cluster has on the Service.
     pub async fn ports(&self, name: &str) -> Result<Option<Ports>> {
         Ok(ports::find(&entries(self.service().await?.1.as_ref()), name))
+    }
+
+    /// The ports that the Service has, of every cluster and hub, by name.
+    pub async fn all_ports(&self) -> Result<BTreeMap<String, Ports>> {
+        let entries = entries(self.service().await?.1.as_ref());
+        let name = |entry: &Value| Some(entry["name"].as_str()?.to_owned());
+        Ok(entries.iter().filter_map(name).filter_map(|name| Some((name.clone(), ports::find(&entries, &name)?))).collect())
     }
 
     /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.

@@ -177,7 +177,7 @@ func TestNoRuleHasAWildcard(t *testing.T) {
 func sources(t *testing.T) []string {
 	t.Helper()
 	var files []string
-	for _, pattern := range []string{"../../definitions/*.cue", "../../addon/*.cue", "../../addon/resources/*.cue"} {
+	for _, pattern := range []string{"../../definitions/*.cue", "../../addon/*.cue", "../../addon/resources/*.cue", "../../addon/views/*.cue"} {
 		found := must(filepath.Glob(pattern))(t)
 		if len(found) == 0 {
 			t.Fatalf("no %s", pattern)
@@ -309,6 +309,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
 		"resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
+		"views/xregion-routes.cue",
 	} {
 		want[name] = true
 	}

@@ -13,12 +13,14 @@ pub fn xregion() -> String {
     path.to_str().unwrap().to_owned()
 }
 
-fn run(args: &[&str]) -> Output {
+/// Runs xregion on the laptop.
+pub fn run(args: &[&str]) -> Output {
     let program = xregion();
     lab().run("laptop", &[&[program.as_str()], args].concat()).unwrap()
 }
 
-fn kubeconfig_file(cluster: &str) -> tempfile::NamedTempFile {
+/// The kubeconfig of a cluster as a file.
+pub fn kubeconfig_file(cluster: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), lab().user_kubeconfig(cluster).unwrap()).unwrap();
     file

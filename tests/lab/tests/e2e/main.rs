@@ -13,6 +13,7 @@ mod joins;
 mod lab;
 mod laptop;
 mod leaves;
+mod looking;
 mod refusals;
 mod rights;
 mod secrets;

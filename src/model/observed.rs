@@ -1,0 +1,147 @@
+//! What `status` and `doctor` see of a hub and its regions, before anybody judges it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::aliases::HostAliases;
+use super::membership::Membership;
+use super::names::{ClusterName, HubId, Slot};
+use super::nodes::EntryNode;
+use super::ports::Ports;
+use super::region::Region as Settings;
+use super::report::Report;
+use super::route::{Laid, Route, slots};
+use crate::error::Result;
+
+/// A hub, its regions and the clusters joined through them.
+#[derive(Debug)]
+pub struct Observed {
+    /// When it was looked at.
+    pub now: Timestamp,
+    /// Which hub it is.
+    pub hub: HubId,
+    /// Whether the addon is enabled there.
+    pub addon: Result<()>,
+    /// Its cluster-gateway.
+    pub gateway: Result<SeenGateway>,
+    /// The regions that were asked, by name.
+    pub regions: Vec<SeenRegion>,
+    /// The clusters joined through those regions, by name.
+    pub clusters: Vec<SeenCluster>,
+    /// Clusters joined directly of which can't be told whether they are regions.
+    pub unread: Vec<SeenRegion>,
+    /// Every joined cluster, with its region if it was joined through one.
+    pub joined: BTreeMap<ClusterName, Option<ClusterName>>,
+    /// What clusters that left or moved still have: cluster and region.
+    pub leftovers: BTreeSet<(ClusterName, ClusterName)>,
+    /// The clusters that are being joined just now.
+    pub joining: BTreeSet<ClusterName>,
+}
+
+/// The hub's cluster-gateway.
+#[derive(Debug)]
+pub struct SeenGateway {
+    /// The name of its Deployment.
+    pub deployment: String,
+    /// Its host aliases.
+    pub aliases: HostAliases,
+    /// What its rollout waits for, if it is not through.
+    pub waiting: Option<String>,
+}
+
+/// A region, as far as it can be read.
+#[derive(Debug)]
+pub struct SeenRegion {
+    /// Its name.
+    pub name: ClusterName,
+    /// What is in it.
+    pub inside: Result<Inside>,
+}
+
+/// What is in a region.
+#[derive(Clone, Debug)]
+pub struct Inside {
+    /// How long it took to enter it, with connecting, in milliseconds.
+    pub millis: u64,
+    /// What its `xregion-proxy` says.
+    pub settings: Settings,
+    /// The nodes the hub enters by.
+    pub nodes: Vec<EntryNode>,
+    /// Its proxies by name, and whether each is ready.
+    pub proxies: BTreeMap<String, bool>,
+    /// What each proxy reports.
+    pub reports: BTreeMap<String, Report>,
+    /// The routes of this hub.
+    pub routes: Vec<Route>,
+    /// The ports on the Service, of every hub, by name.
+    pub ports: BTreeMap<String, Ports>,
+}
+
+/// A cluster joined through a region.
+#[derive(Debug)]
+pub struct SeenCluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// Where KubeVela connects to.
+    pub endpoint: Option<String>,
+    /// How it was joined.
+    pub membership: Membership,
+    /// Whether it answers through the gateway.
+    pub answer: Result<Answer>,
+}
+
+/// A cluster's answer through the gateway.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The UID of its namespace `kube-system`.
+    pub identity: String,
+    /// How long it took, in milliseconds.
+    pub millis: u64,
+}
+
+impl Observed {
+    /// What is in a region, if it was asked and answered.
+    pub fn inside(&self, region: &ClusterName) -> Option<&Inside> {
+        self.regions.iter().find(|seen| seen.name == *region)?.inside.as_ref().ok()
+    }
+}
+
+impl SeenCluster {
+    /// The node port that KubeVela connects to; where its Secret doesn't say, the one on record.
+    pub fn node_port(&self) -> u16 {
+        let named = self.endpoint.as_deref().and_then(|endpoint| endpoint.rsplit_once(':')?.1.parse().ok());
+        named.unwrap_or(self.membership.node_port)
+    }
+}
+
+impl Inside {
+    /// The names of the proxies that are ready.
+    pub fn ready_proxies(&self) -> Vec<String> {
+        self.proxies.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The slot by which a cluster is reached, and what is in each.
+    pub fn slot(&self, hub: &HubId, cluster: &SeenCluster) -> (Slot, [Laid; 2]) {
+        let name = &cluster.name;
+        let laid = Slot::ALL.map(|slot| Laid {
+            route: self.routes.iter().find(|route| route.cluster == *name && route.slot == slot).cloned(),
+            ports: self.ports.get(&hub.port_name(name, slot)).copied(),
+        });
+        let Membership { upstream, upstream_port, .. } = &cluster.membership;
+        let (serving, home) = slots(&laid, Some(cluster.node_port()), (upstream, *upstream_port));
+        (serving.unwrap_or(home), laid)
+    }
+
+    /// By how many of the ready proxies a route is served.
+    pub fn served(&self, route: &Route) -> usize {
+        let serves = |proxy: &String| {
+            let applied = self.reports.get(proxy).and_then(|report| report.0.get(&route.name()));
+            applied.is_some_and(|applied| applied.digest == route.mark() && applied.problem.is_none())
+        };
+        self.ready_proxies().iter().filter(|proxy| serves(proxy)).count()
+    }
+}
+
+#[cfg(test)]
+pub mod sample;

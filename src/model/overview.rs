@@ -1,0 +1,357 @@
+//! What `status` shows: regions, their proxies and clusters, and what is out of step. Its JSON is described in `docs/status.md`.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::checkup::{self, Outcome, Problem, Subject};
+use super::names::{ClusterName, NAMESPACE};
+use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
+use super::report::{Uptake, uptake};
+use super::route::Route;
+
+/// All of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overview {
+    /// The hub.
+    pub hub: HubView,
+    /// The regions, by name.
+    pub regions: Vec<RegionView>,
+    /// Clusters joined directly that don't answer: whether they are regions can't be told.
+    pub unread: Vec<Unread>,
+    /// What is out of step, and what mends it.
+    pub out_of_step: Vec<OutOfStep>,
+}
+
+/// The hub.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HubView {
+    /// By what names and labels in regions tell it: a hash of the UID of its `kube-system`.
+    pub id: String,
+    /// The gateway's Deployment, if there is one.
+    pub gateway: Option<String>,
+    /// Whether every gateway pod has the present host aliases.
+    pub rolled: bool,
+}
+
+/// A region.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegionView {
+    /// Its name: that of its proxy cluster.
+    pub name: String,
+    /// Whether it could be read.
+    pub reachable: bool,
+    /// How long it took to enter it, with connecting, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub millis: Option<u64>,
+    /// Why it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The nodes the hub enters by.
+    pub nodes: Vec<NodeView>,
+    /// Its proxies.
+    pub proxies: Vec<ProxyView>,
+    /// Its node ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_ports: Option<NodePortsView>,
+    /// The clusters joined through it.
+    pub clusters: Vec<ClusterView>,
+    /// The routes of this hub that serve no joined cluster.
+    pub spare_routes: Vec<RouteView>,
+}
+
+/// A node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// The address the hub uses.
+    pub ip: IpAddr,
+    /// Whether it is ready.
+    pub ready: bool,
+}
+
+/// A proxy.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyView {
+    /// The name of its pod.
+    pub name: String,
+    /// Whether it is ready.
+    pub ready: bool,
+}
+
+/// The node ports of a region.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePortsView {
+    /// The first that may be given away.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+    /// How many are taken, by every hub.
+    pub used: usize,
+}
+
+/// A cluster.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterView {
+    /// Its name in KubeVela.
+    pub name: String,
+    /// Where KubeVela connects to.
+    pub endpoint: Option<String>,
+    /// The host name that leads to the region's nodes.
+    pub alias: String,
+    /// Where that name leads to on the gateway.
+    pub alias_addresses: Vec<IpAddr>,
+    /// The node port by which it is reached.
+    pub node_port: u16,
+    /// Its API server, as the region sees it.
+    pub upstream: String,
+    /// Its route, if the region has one.
+    pub route: Option<RouteView>,
+    /// Whether it answers through the gateway.
+    pub reachable: bool,
+    /// How long that took, with connecting, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub millis: Option<u64>,
+    /// Why it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// When its credentials expire, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+/// A route.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteView {
+    /// The name of its ConfigMap.
+    pub name: String,
+    /// The cluster it was made for.
+    pub cluster: String,
+    /// Where it leads to.
+    pub upstream: String,
+    /// The port the proxies listen on.
+    pub listen: u16,
+    /// How many ready proxies serve it.
+    pub applied: usize,
+    /// How many are ready.
+    pub proxies: usize,
+    /// Why a proxy does not serve it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// When a join last reached the cluster over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proven_at: Option<Timestamp>,
+}
+
+/// A cluster that does not answer and may be a region.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unread {
+    /// Its name.
+    pub name: String,
+    /// Why it can't be read.
+    pub why: String,
+}
+
+/// Something that is not as recorded.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutOfStep {
+    /// `hub`, `region NAME` or `cluster NAME`.
+    pub about: String,
+    /// What is wrong.
+    pub what: String,
+    /// What mends it.
+    pub fix: String,
+}
+
+impl Overview {
+    /// Of what was seen; of one cluster or one region only, if one is asked about.
+    pub fn of(observed: &Observed, asked: Option<&ClusterName>) -> Self {
+        let gateway = observed.gateway.as_ref().ok();
+        let stranger = asked.filter(|name| !observed.joined.contains_key(name) && !observed.joining.contains(name));
+        let asks = |cluster: &ClusterName, region: &ClusterName| asked.is_none_or(|name| name == cluster || name == region);
+        Self {
+            hub: HubView {
+                id: observed.hub.short(),
+                gateway: gateway.map(|gateway| gateway.deployment.clone()),
+                rolled: gateway.is_some_and(|gateway| gateway.waiting.is_none()),
+            },
+            regions: observed.regions.iter().map(|seen| region(observed, seen, &asks)).collect(),
+            unread: observed.unread.iter().filter_map(unread).collect(),
+            out_of_step: match (out_of_step(observed, &asks), stranger) {
+                (none, Some(name)) if none.is_empty() => {
+                    vec![entry(&Subject::Cluster(name.clone()), "", checkup::not_joined(name))]
+                }
+                (found, _) => found,
+            },
+        }
+    }
+}
+
+fn unread(seen: &SeenRegion) -> Option<Unread> {
+    let why = seen.inside.as_ref().err()?.cause().to_owned();
+    Some(Unread { name: seen.name.to_string(), why })
+}
+
+type Asks<'a> = dyn Fn(&ClusterName, &ClusterName) -> bool + 'a;
+
+fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView {
+    let inside = seen.inside.as_ref().ok();
+    let mine = observed.clusters.iter().filter(|cluster| cluster.membership.region == seen.name);
+    RegionView {
+        name: seen.name.to_string(),
+        reachable: inside.is_some(),
+        millis: inside.map(|inside| inside.millis),
+        why: seen.inside.as_ref().err().map(|failure| failure.cause().to_owned()),
+        nodes: inside
+            .iter()
+            .flat_map(|inside| &inside.nodes)
+            .map(|node| NodeView { name: node.name.clone(), ip: node.ip, ready: node.ready })
+            .collect(),
+        proxies: inside
+            .iter()
+            .flat_map(|inside| &inside.proxies)
+            .map(|(name, ready)| ProxyView { name: name.clone(), ready: *ready })
+            .collect(),
+        node_ports: inside.map(|inside| {
+            let range = inside.settings.node_ports;
+            let used = inside.ports.values().filter(|ports| (range.first..=range.last).contains(&ports.node)).count();
+            NodePortsView { first: range.first, last: range.last, used }
+        }),
+        clusters: mine
+            .filter(|cluster| asks(&cluster.name, &seen.name))
+            .map(|seen| self::cluster(observed, inside, seen))
+            .collect(),
+        spare_routes: inside
+            .iter()
+            .flat_map(|inside| spare(observed, &seen.name, inside).map(|route| self::route(inside, route)))
+            .filter(|route| route.cluster.parse().is_ok_and(|cluster| asks(&cluster, &seen.name)))
+            .collect(),
+    }
+}
+
+fn cluster(observed: &Observed, inside: Option<&Inside>, seen: &SeenCluster) -> ClusterView {
+    let membership = &seen.membership;
+    let laid = inside.map(|inside| {
+        let (slot, [first, second]) = inside.slot(&observed.hub, seen);
+        (inside, if slot as usize == 0 { first } else { second })
+    });
+    let aliases = observed.gateway.as_ref().map(|gateway| gateway.aliases.leads_to(&membership.alias)).unwrap_or_default();
+    ClusterView {
+        name: seen.name.to_string(),
+        endpoint: seen.endpoint.clone(),
+        alias: membership.alias.to_string(),
+        alias_addresses: aliases.into_iter().collect(),
+        node_port: seen.node_port(),
+        upstream: format!("{}:{}", membership.upstream, membership.upstream_port),
+        route: laid.and_then(|(inside, laid)| Some(route(inside, &laid.route?))),
+        reachable: seen.answer.is_ok(),
+        millis: seen.answer.as_ref().ok().map(|answer| answer.millis),
+        why: seen.answer.as_ref().err().map(|failure| failure.cause().to_owned()),
+        expires: membership.expires,
+    }
+}
+
+fn route(inside: &Inside, route: &Route) -> RouteView {
+    let ready = inside.ready_proxies();
+    let problem = match uptake(&route.name(), &route.mark(), &ready, &inside.reports) {
+        Uptake::Failed { problem, .. } => Some(problem.message),
+        _ => None,
+    };
+    RouteView {
+        name: route.name(),
+        cluster: route.cluster.to_string(),
+        upstream: format!("{}:{}", route.host, route.port),
+        listen: route.listen,
+        applied: inside.served(route),
+        proxies: ready.len(),
+        problem,
+        proven_at: route.proven_at,
+    }
+}
+
+/// The routes in a region that serve no cluster joined through it.
+fn spare<'a>(observed: &'a Observed, region: &'a ClusterName, inside: &'a Inside) -> impl Iterator<Item = &'a Route> {
+    inside.routes.iter().filter(move |route| {
+        let joined = observed.clusters.iter().find(|cluster| cluster.name == route.cluster && cluster.membership.region == *region);
+        joined.is_none_or(|cluster| inside.slot(&observed.hub, cluster).0 != route.slot)
+    })
+}
+
+fn out_of_step(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
+    let clusters = observed.clusters.iter().filter(|cluster| asks(&cluster.name, &cluster.membership.region));
+    let checks = checkup::hub(observed)
+        .into_iter()
+        .chain(observed.regions.iter().flat_map(checkup::region))
+        .chain(clusters.flat_map(|cluster| checkup::cluster(observed, cluster)));
+    let broken = checks.filter_map(|check| match check.outcome {
+        Outcome::Failed(problem) => Some(entry(&check.subject, &format!("{}: ", check.link), problem)),
+        Outcome::Ok(_) | Outcome::Skipped(_) => None,
+    });
+    broken.chain(left_over(observed, asks)).collect()
+}
+
+fn entry(subject: &Subject, link: &str, Problem { cause, fix }: Problem) -> OutOfStep {
+    OutOfStep { about: subject.to_string(), what: format!("{link}{cause}"), fix }
+}
+
+/// What is there for clusters that need it no more. What a join does just now is no news.
+fn left_over(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
+    let mut found = Vec::new();
+    let mut tell = |cluster: &ClusterName, cause: String, fix: String| {
+        found.push(entry(&Subject::Cluster(cluster.clone()), "", Problem { cause, fix }));
+    };
+    let leave = |cluster: &ClusterName| format!("xregion leave {cluster}");
+    let busy = |cluster: &ClusterName| observed.joining.contains(cluster);
+    let joined = |cluster: &ClusterName| observed.joined.contains_key(cluster);
+
+    for (cluster, region) in observed.leftovers.iter().filter(|(cluster, region)| asks(cluster, region) && !busy(cluster)) {
+        let next = if joined(cluster) { "its next join removes that".to_owned() } else { leave(cluster) };
+        tell(cluster, format!("it left region {region}, which may still have its route and its port"), next);
+    }
+    for seen in &observed.regions {
+        let Ok(inside) = &seen.inside else { continue };
+        let recorded = |cluster: &ClusterName| observed.leftovers.contains(&(cluster.clone(), seen.name.clone()));
+        for route in spare(observed, &seen.name, inside) {
+            let cluster = &route.cluster;
+            if !asks(cluster, &seen.name) || busy(cluster) || recorded(cluster) {
+                continue;
+            }
+            let leads = format!("region {} has a route of it to {}:{}", seen.name, route.host, route.port);
+            let remove = || format!("kubectl -n {NAMESPACE} delete configmap {}, in cluster {}", route.name(), seen.name);
+            match observed.joined.get(cluster) {
+                None => {
+                    tell(cluster, format!("{leads}, and it is not joined"), format!("{} --region {}", leave(cluster), seen.name))
+                }
+                Some(Some(region)) if *region == seen.name => {
+                    tell(cluster, format!("{leads} that serves nobody"), checkup::join_again(cluster, region));
+                }
+                Some(Some(region)) => tell(cluster, format!("{leads}, and it is joined through region {region}"), remove()),
+                Some(None) => tell(cluster, format!("{leads}, and it is joined directly"), remove()),
+            }
+        }
+    }
+    for (host, recorded) in observed.gateway.iter().flat_map(|gateway| &gateway.aliases.record.0) {
+        let gone = recorded.clusters.iter().filter_map(|name| name.parse::<ClusterName>().ok());
+        for cluster in gone.filter(|cluster| !joined(cluster) && !busy(cluster)) {
+            if recorded.region.parse().is_ok_and(|region| asks(&cluster, &region)) {
+                tell(&cluster, format!("the gateway has host alias {host} for it, and it is not joined"), leave(&cluster));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;
