@@ -94,7 +94,7 @@ fn a_kubeconfig_of_a_command_is_made_to_last_and_its_end_is_recorded() {
 
     // A token of the same ServiceAccount that ends earlier takes nothing away.
     let kept = token();
-    let (shorter, _) = mint(directory.path(), &from, "shorter", "1h");
+    let (shorter, soon) = mint(directory.path(), &from, "shorter", "1h");
     let told = join(&shorter).success().unwrap();
     assert!(told.contains("nothing to change") && told.contains("is kept: the one brought expires sooner"), "{told}");
     assert_eq!((token(), annotation(CLUSTER, "expires")), (kept, end.clone()));
@@ -103,6 +103,15 @@ fn a_kubeconfig_of_a_command_is_made_to_last_and_its_end_is_recorded() {
     let (longer, later) = mint(directory.path(), &from, "longer", "3h");
     join(&longer).success().unwrap();
     assert_eq!(annotation(CLUSTER, "expires"), later);
+
+    // But a token that the cluster does not accept is not worth keeping, however late it says that it ends.
+    let longer: Value = serde_json::from_str(&std::fs::read_to_string(&longer).unwrap()).unwrap();
+    let (signed, _) = longer["users"][0]["user"]["token"].as_str().unwrap().rsplit_once('.').unwrap();
+    let forged = json!({"data": {"token": base64(&format!("{signed}.c2lnbmF0dXJl")).unwrap()}}).to_string();
+    lab.kubectl("hub", &["patch", "secret", CLUSTER, "-n", NAMESPACE, "--type=merge", "-p", &forged]).unwrap();
+    join(&shorter).success().unwrap();
+    is_there(CLUSTER);
+    assert_eq!(annotation(CLUSTER, "expires"), soon);
 
     // A ServiceAccount made again is another one, and the hub's token is void.
     lab.kubectl(CLUSTER, &["delete", "serviceaccount", "xregion", "-n", NAMESPACE]).unwrap();
