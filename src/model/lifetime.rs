@@ -53,7 +53,6 @@ impl Claims {
         let payload: Payload = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
         let uid = payload.kubernetes["serviceaccount"]["uid"].as_str().map(str::to_owned).or(payload.account_uid);
         // Seconds since 1970, of which RFC 7519 allows fractions. What lies beyond every calendar is never.
-        #[allow(clippy::cast_possible_truncation)]
         let expires = payload.exp.and_then(|seconds| Timestamp::from_second(seconds as i64).ok());
         let subject = match (uid, payload.sub) {
             (Some(uid), _) => Some(Subject::ServiceAccount(uid)),

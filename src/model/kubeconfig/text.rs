@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use kube::config::{AuthInfo, Cluster, Kubeconfig};
+use kube::config::Kubeconfig;
 use serde_saphyr::{Error, Location, Options};
 
 use crate::error::{Failure, Kind, Result};
@@ -18,6 +18,10 @@ const MAX_KEY: usize = 40;
 
 pub(super) fn not_a_kubeconfig(why: &str) -> Failure {
     Failure::new(Kind::Kubeconfig, format!("this is no kubeconfig: {why}"), "give the file that kubectl uses for the cluster")
+}
+
+fn ambiguous(why: &str) -> Failure {
+    Failure::new(Kind::Kubeconfig, format!("the kubeconfig is ambiguous: {why}"), "leave the one in it that is meant")
 }
 
 /// Reads one file. `directory` is where it stands: paths in it are relative to that.
@@ -34,7 +38,7 @@ pub fn document(bytes: &[u8], directory: &Path) -> Result<Kubeconfig> {
     let mut config = match documents.len() {
         0 => return Err(not_a_kubeconfig("it is empty")),
         1 => documents.remove(0),
-        _ => return Err(not_a_kubeconfig("it holds several documents, of which kubectl reads only the first")),
+        _ => return Err(ambiguous("it holds several documents, of which kubectl reads only the first")),
     };
     if let Some(kind) = config.kind.as_deref().filter(|kind| *kind != "Config") {
         return Err(not_a_kubeconfig(&format!("its kind is {kind:?} and not Config")));
@@ -47,8 +51,18 @@ pub fn document(bytes: &[u8], directory: &Path) -> Result<Kubeconfig> {
     unique("contexts", config.contexts.iter().map(|one| &one.name))?;
     // An empty one is none, also for a list of files: the next file's counts.
     config.current_context = config.current_context.filter(|name| !name.is_empty());
-    config.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()).for_each(|cluster| place_cluster(cluster, directory));
-    config.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()).for_each(|user| place_user(user, directory));
+    for cluster in config.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        place(&mut cluster.certificate_authority, directory);
+    }
+    for user in config.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+        for path in [&mut user.client_certificate, &mut user.client_key, &mut user.token_file] {
+            place(path, directory);
+        }
+        // A command without a slash is one of PATH.
+        if let Some(exec) = user.exec.as_mut().filter(|exec| exec.command.as_deref().is_some_and(|command| command.contains('/'))) {
+            place(&mut exec.command, directory);
+        }
+    }
     Ok(config)
 }
 
@@ -100,7 +114,7 @@ fn unreadable(error: &Error) -> Failure {
     match error.without_snippet() {
         Error::DuplicateMappingKey { key, location } => {
             let key = key.as_deref().filter(|key| key.len() <= MAX_KEY).map(|key| format!(" {key:?}")).unwrap_or_default();
-            not_a_kubeconfig(&format!("the field{key} is given twice{}", at(Some(*location))))
+            ambiguous(&format!("the field{key} is given twice{}", at(Some(*location))))
         }
         Error::Budget { .. } => not_a_kubeconfig("it is nested too deeply or has too many parts"),
         other => not_a_kubeconfig(&format!("it does not parse{}", at(other.location()))),
@@ -111,26 +125,13 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a String>) -> Result<()>
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(not_a_kubeconfig(&format!("two of its {what} are called {name:?}")));
+            return Err(ambiguous(&format!("two of its {what} are called {name:?}")));
         }
     }
     Ok(())
 }
 
-fn place_cluster(cluster: &mut Cluster, directory: &Path) {
-    place(&mut cluster.certificate_authority, directory);
-}
-
-fn place_user(user: &mut AuthInfo, directory: &Path) {
-    for path in [&mut user.client_certificate, &mut user.client_key, &mut user.token_file] {
-        place(path, directory);
-    }
-    // A command without a slash is one of PATH.
-    if let Some(exec) = user.exec.as_mut().filter(|exec| exec.command.as_deref().is_some_and(|command| command.contains('/'))) {
-        place(&mut exec.command, directory);
-    }
-}
-
+/// Makes a path absolute, or as absolute as the directory is.
 fn place(path: &mut Option<String>, directory: &Path) {
     if let Some(path) = path.as_mut().filter(|path| !path.is_empty()) {
         *path = directory.join(&path).to_string_lossy().into_owned();

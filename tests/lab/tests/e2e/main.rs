@@ -10,6 +10,7 @@ mod deaths;
 mod disturbed;
 mod fixture;
 mod joins;
+mod kubeconfigs;
 mod lab;
 mod laptop;
 mod leaves;

@@ -124,6 +124,8 @@ fn kubeconfig_without_usable_credentials() {
     refused_kubeconfig(16, "user has no credentials", &Brought { user: json!({}), ..Brought::right() }.text());
     let exec = json!({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "aws", "interactiveMode": "Never"}});
     refused_kubeconfig(16, "from a command (exec)", &Brought { user: exec, ..Brought::right() }.text());
+    let expired = lab().authority("business-b").unwrap().client("admin", Some("system:masters"), Validity::Expired).unwrap();
+    refused_kubeconfig(16, "client certificate expired at", &Brought { user: certificate(&expired), ..Brought::right() }.text());
 }
 
 #[test]
