@@ -187,3 +187,14 @@ fn a_cluster_that_may_be_a_region_is_told() {
     let text = tree::render(&Overview::of(&observed, None), false);
     assert!(text.contains("\ncluster mute does not answer, and may be a region: nothing within 5 s\n"), "{text}");
 }
+
+/// The route of a cluster that a killed run had joined carries its requests: nobody may be told to delete it.
+#[test]
+fn a_join_that_lost_its_record_is_joined_again() {
+    let mut observed = well();
+    observed.clusters.remove(1);
+    observed.joined.insert("business-a".into(), None);
+    let again = "join it again: xregion join business-a --region proxy-east --kubeconfig FILE";
+    let what = "region proxy-east has a route of it to business-a.example:443, and the record of its join is missing";
+    assert_eq!(told(&observed), vec![("cluster business-a".into(), what.into(), again.into())]);
+}
