@@ -403,8 +403,8 @@ func TestAListOfClustersReachesTheJob(t *testing.T) {
 func TestOneClusterOrAList(t *testing.T) {
 	list := []any{map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}}}
 	for want, parameter := range map[string]map[string]any{
-		"give either cluster or clusters":          with("clusters", list),
-		"give cluster and its kubeconfig":          {"region": "proxy-east"},
+		"give either cluster or clusters":         with("clusters", list),
+		"give cluster and its kubeconfig":         {"region": "proxy-east"},
 		"cluster business-a needs its kubeconfig": {"region": "proxy-east", "cluster": "business-a"},
 	} {
 		hub := cluster(t, jobTemplate(t))
