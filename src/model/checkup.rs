@@ -10,7 +10,7 @@ use super::aliases::{HostAliases, Wanted};
 use super::names::{ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
-use super::region::{KIND_PROXY, SERVICE};
+use super::region::KIND_PROXY;
 use super::report::{Uptake, uptake};
 use crate::error::{Failure, Kind};
 
@@ -298,7 +298,7 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
 fn port(cluster: &SeenCluster, ports: Option<super::ports::Ports>, listen: Option<u16>) -> Outcome {
     let used = cluster.node_port();
     let cause = match (ports, listen) {
-        (None, _) => format!("Service {SERVICE} in region {} has no port of it", cluster.membership.region),
+        (None, _) => format!("the Service of region {} has no port of it", cluster.membership.region),
         (Some(ports), _) if ports.node != used => format!("its node port is {}, and the hub connects to {used}", ports.node),
         (Some(ports), Some(listen)) if ports.listen != listen => {
             format!("node port {used} leads to port {} of the proxies, which listen on {listen} for it", ports.listen)

@@ -80,7 +80,7 @@ const BREAKS: &[(Break, &str, &str, &str, &str)] = &[
         },
         "cluster business-a",
         "node port",
-        "Service cross-region-nginx-proxy-svc in region proxy-east has no port of it",
+        "the Service of region proxy-east has no port of it",
         "xregion join business-a",
     ),
     (
