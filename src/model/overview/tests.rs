@@ -193,7 +193,7 @@ fn a_cluster_that_may_be_a_region_is_told() {
 fn a_join_that_lost_its_record_is_joined_again() {
     let mut observed = well();
     observed.clusters.remove(1);
-    observed.joined.insert("business-a".into(), None);
+    observed.joined.insert("business-a".parse().unwrap(), None);
     let again = "join it again: xregion join business-a --region proxy-east --kubeconfig FILE";
     let what = "region proxy-east has a route of it to business-a.example:443, and the record of its join is missing";
     assert_eq!(told(&observed), vec![("cluster business-a".into(), what.into(), again.into())]);
