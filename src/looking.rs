@@ -49,8 +49,7 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
         join_all(members.map(|(name, membership, cluster)| look_at_cluster(hub, name, membership, cluster))),
     );
     let known = recorded.regions();
-    let (regions, others): (Vec<_>, Vec<_>) =
-        seen.into_iter().partition(|seen| seen.inside.is_ok() || known.contains(&seen.name) || asked == Some(&seen.name));
+    let (regions, others): (Vec<_>, Vec<_>) = seen.into_iter().partition(|seen| seen.inside.is_ok() || known.contains(&seen.name));
     Ok(Observed {
         now: Timestamp::now(),
         hub: hub.id.clone(),

@@ -149,10 +149,16 @@ impl fmt::Display for Checkup {
 }
 
 fn no_member(observed: &Observed, name: &ClusterName) -> Check {
-    let problem = if observed.joined.contains_key(name) {
-        Problem::new("it was joined directly, not through a region", format!("vela cluster probe {name}"))
-    } else {
-        not_joined(name)
+    let lost = observed.regions.iter().find(|region| observed.is_aliased(name, &region.name));
+    let silent = observed.unread.iter().find(|seen| seen.name == *name).and_then(|seen| seen.inside.as_ref().err());
+    let problem = match (lost, silent) {
+        _ if !observed.joined.contains_key(name) => not_joined(name),
+        (Some(region), _) => Problem::new("the record of its join is missing", join_again(name, &region.name)),
+        (None, Some(failure)) => failure.into(),
+        (None, None) => Problem::new(
+            "it was joined directly, and has no xregion-proxy",
+            format!("nothing, if it is no region; how it answers: vela cluster probe {name}"),
+        ),
     };
     Check { subject: Subject::Cluster(name.clone()), link: "Secret", outcome: Outcome::Failed(problem) }
 }

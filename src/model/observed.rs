@@ -105,6 +105,12 @@ impl Observed {
     pub fn inside(&self, region: &ClusterName) -> Option<&Inside> {
         self.regions.iter().find(|seen| seen.name == *region)?.inside.as_ref().ok()
     }
+
+    /// Whether the gateway has a host alias for a cluster in a region.
+    pub fn is_aliased(&self, cluster: &ClusterName, region: &ClusterName) -> bool {
+        let mut recorded = self.gateway.iter().flat_map(|gateway| gateway.aliases.record.0.values());
+        recorded.any(|entry| entry.region == region.as_str() && entry.clusters.contains(cluster.as_str()))
+    }
 }
 
 impl SeenCluster {

@@ -337,13 +337,13 @@ fn left_over(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
                 Some(Some(region)) if *region == seen.name => {
                     tell(cluster, format!("{leads} that serves nobody"), checkup::join_again(cluster, region));
                 }
-                Some(Some(region)) => tell(cluster, format!("{leads}, and it is joined through region {region}"), remove()),
-                // Joined by a run that died before it wrote its record: the route may carry every request.
-                Some(None) if aliased(observed, cluster, &seen.name) => tell(
+                // Joined or moved by a run that died before it wrote its record: the route may carry every request.
+                Some(_) if observed.is_aliased(cluster, &seen.name) => tell(
                     cluster,
                     format!("{leads}, and the record of its join is missing"),
                     checkup::join_again(cluster, &seen.name),
                 ),
+                Some(Some(region)) => tell(cluster, format!("{leads}, and it is joined through region {region}"), remove()),
                 Some(None) => tell(cluster, format!("{leads}, and it is joined directly"), remove()),
             }
         }
@@ -357,12 +357,6 @@ fn left_over(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
         }
     }
     found
-}
-
-/// Whether the gateway has a host alias for a cluster in a region.
-fn aliased(observed: &Observed, cluster: &ClusterName, region: &ClusterName) -> bool {
-    let mut recorded = observed.gateway.iter().flat_map(|gateway| gateway.aliases.record.0.values());
-    recorded.any(|entry| entry.region == region.as_str() && entry.clusters.iter().any(|name| name == cluster.as_str()))
 }
 
 #[cfg(test)]

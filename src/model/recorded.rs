@@ -34,13 +34,14 @@ impl<'a> Recorded<'a> {
         self.traces.iter().map(|(_, region)| region.clone()).collect()
     }
 
-    /// The clusters to read as regions: of a cluster, those where it has something; of a region, itself; else every one that is recorded or
+    /// The clusters to read as regions: of a cluster, those where it has something, and itself if it was
+    /// joined directly; else every one that is recorded or
     /// may be one, as clusters joined directly are.
     pub fn to_read(&self, asked: Option<&ClusterName>) -> BTreeSet<ClusterName> {
         match asked.and_then(|name| Some((name, self.joined.get(name)?))) {
-            Some((name, None)) => [name.clone()].into(),
-            Some((name, Some(_))) => {
-                self.traces.iter().filter(|(cluster, _)| cluster == name).map(|(_, region)| region.clone()).collect()
+            Some((name, region)) => {
+                let traces = self.traces.iter().filter(|(cluster, _)| cluster == name).map(|(_, region)| region.clone());
+                traces.chain(region.is_none().then(|| name.clone())).collect()
             }
             None => {
                 let directly = self.joined.iter().filter(|(_, region)| region.is_none()).map(|(name, _)| name.clone());
@@ -61,24 +62,27 @@ mod tests {
 
     #[test]
     fn who_is_asked() {
-        let joined = [("a", Some("east")), ("moved", Some("east")), ("east", None), ("direct", None)]
+        let joined = [("a", Some("east")), ("moved", Some("east")), ("east", None), ("direct", None), ("lost", None)]
             .map(|(cluster, region)| (name(cluster), region.map(name)))
             .into();
         let alias = |region: &str, cluster: &str| Alias { region: region.into(), clusters: [cluster.to_owned()].into() };
-        let aliases = Record([("gone.example".to_owned(), alias("south", "gone"))].into());
+        let aliases = [("gone.example", alias("south", "gone")), ("lost.example", alias("east", "lost"))];
+        let aliases = Record(aliases.map(|(host, alias)| (host.to_owned(), alias)).into());
         let leftovers = [(name("moved"), name("west"))].into();
         let recorded = Recorded::new(&joined, Some(&aliases), &leftovers);
         let names = |names: BTreeSet<ClusterName>| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         assert_eq!(names(recorded.regions()), "east south west");
         for (asked, want) in [
-            (None, "direct east south west"),
+            (None, "direct east lost south west"),
             (Some("a"), "east"),
             (Some("moved"), "east west"),
             (Some("east"), "east"),
             (Some("direct"), "direct"),
+            // Its record may be lost.
+            (Some("lost"), "east lost"),
             // What a killed join left may be anywhere.
-            (Some("nobody"), "direct east south west"),
-            (Some("gone"), "direct east south west"),
+            (Some("nobody"), "direct east lost south west"),
+            (Some("gone"), "direct east lost south west"),
         ] {
             assert_eq!(names(recorded.to_read(asked.map(name).as_ref())), want, "{asked:?}");
         }

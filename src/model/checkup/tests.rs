@@ -222,9 +222,15 @@ fn what_hangs_on_a_broken_link_is_skipped_and_says_why() {
 fn a_name_that_was_not_joined_through_a_region_is_told() {
     let mut observed = well();
     observed.joined.insert(name("direct"), None);
+    observed.joined.insert(name("b"), None);
+    observed.clusters.remove(0);
+    observed.joined.insert(name("mute"), None);
+    observed.unread.push(SeenRegion { name: name("mute"), inside: Err(silence(Kind::RegionUnreachable)) });
     let cause =
         |asked: &str| Checkup::of(&observed, Some(&name(asked))).broken().map(|(_, problem)| problem.cause.clone()).unwrap();
-    assert_eq!(cause("direct"), "it was joined directly, not through a region");
+    assert_eq!(cause("direct"), "it was joined directly, and has no xregion-proxy");
+    assert_eq!(cause("mute"), "nothing within 5 s");
+    assert_eq!(cause("b"), "the record of its join is missing");
     assert_eq!(cause("nobody"), "no cluster of that name is joined");
 }
 

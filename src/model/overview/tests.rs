@@ -198,3 +198,16 @@ fn a_join_that_lost_its_record_is_joined_again() {
     let what = "region proxy-east has a route of it to business-a.example:443, and the record of its join is missing";
     assert_eq!(told(&observed), vec![("cluster business-a".into(), what.into(), again.into())]);
 }
+
+/// The same of one that a killed run had moved: the gateway knows the new region, the record on the Secret the old one.
+#[test]
+fn a_move_that_lost_its_record_is_joined_again() {
+    let mut observed = well();
+    let west = vec![route("business-a", Slot::First, "business-a.example", 8000)];
+    observed.regions[1].inside = Ok(inside(2, west));
+    observed.gateway.as_mut().unwrap().aliases.record.0.get_mut("business-a.example").unwrap().region = "proxy-west".into();
+    let told = told(&observed);
+    let (_, what, fix) = told.last().unwrap();
+    assert_eq!(what, "region proxy-west has a route of it to business-a.example:443, and the record of its join is missing");
+    assert_eq!(fix, "join it again: xregion join business-a --region proxy-west --kubeconfig FILE");
+}
