@@ -211,7 +211,7 @@ impl Remote {
     /// Removes the Job and all that belongs to it. Its process is asked to end first and undoes what it did.
     async fn remove(&self) {
         if let Err(failure) = call("remove the Job", self.jobs.delete(&self.name, &DeleteParams::foreground())).await {
-            tracing::warn!(%failure, job = self.name, "the Job is still on the hub");
+            tracing::warn!(%failure, job = %self.name, "the Job is still on the hub");
         }
     }
 }

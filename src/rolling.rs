@@ -108,7 +108,7 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
                 change.addresses.entry(region.to_string()).or_insert(addresses);
             }
             // Its joins will roll for themselves.
-            Err(failure) => tracing::warn!(%failure, region = region.as_str(), "the region is left out of this rollout"),
+            Err(failure) => tracing::warn!(%failure, %region, "the region is left out of this rollout"),
         }
     }
     Ok(names)

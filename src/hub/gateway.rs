@@ -191,7 +191,7 @@ impl Gateway {
                 format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
             )),
             Progress::Waiting(what) => {
-                tracing::debug!(what, "waiting for the gateway");
+                tracing::debug!(%what, "waiting for the gateway");
                 Ok(false)
             }
             Progress::Complete => {

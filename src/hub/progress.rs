@@ -140,7 +140,8 @@ pub struct Teller<'a> {
 impl Teller<'_> {
     /// Tells a stage.
     pub async fn stage(&self, stage: Stage, message: &str) {
-        tracing::info!(cluster = self.cluster.as_str(), stage = stage.as_str(), "{message}");
+        // Displayed, not debugged: of a line with double quotes, `vela workflow logs` shows only what stands between them.
+        tracing::info!(cluster = %self.cluster, stage = %stage.as_str(), "{message}");
         let (slowest, text) = {
             let mut board = self.progress.board();
             if let Some(line) = board.clusters.get_mut(&self.cluster) {
@@ -178,13 +179,11 @@ impl Progress {
 
     /// Tells that the run is done, with what later workflow steps may use.
     pub async fn finish(&self, message: &str, outputs: &BTreeMap<&'static str, String>) {
-        tracing::info!(stage = Stage::Done.as_str(), "{message}");
         self.write(Stage::Done, message, outputs).await;
     }
 
     /// Tells that the run was given up, and why.
     pub async fn fail(&self, failure: &Failure) {
-        tracing::info!(stage = Stage::Failed.as_str(), "{failure}");
         let told = [("cause", failure.cause().to_owned()), ("hint", failure.hint().to_owned())].into();
         self.write(Stage::Failed, &failure.to_string(), &told).await;
     }

@@ -266,7 +266,7 @@ impl<'a> Join<'a> {
             return Err(no_ready_node(&region, &nodes));
         }
         for node in nodes.iter().filter(|node| !node.ready) {
-            tracing::warn!(node = node.name, region = %region.name, "the node is not ready and is passed over");
+            tracing::warn!(node = %node.name, region = %region.name, "the node is not ready and is passed over");
         }
         if region.ready_proxies().await?.is_empty() {
             return Err(no_ready_proxy(&region));

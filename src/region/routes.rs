@@ -20,7 +20,7 @@ impl Region {
         let found = call(&self.name, &format!("read route {name}"), self.maps().get_opt(name)).await?;
         Ok(found.and_then(|map| {
             Route::from_config_map(&map)
-                .inspect_err(|why| tracing::warn!(route = name, why, "the route can't be read and is written anew"))
+                .inspect_err(|why| tracing::warn!(route = %name, %why, "the route can't be read and is written anew"))
                 .ok()
         }))
     }
