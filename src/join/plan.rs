@@ -80,17 +80,7 @@ impl Join<'_> {
     async fn plan_route(&mut self, laid: &[Laid; 2], plan: &mut Plan) -> Result<(Route, Ports)> {
         let (_, slot) = slots(laid, self.serving(), (&self.access.host, self.access.port));
         let current = &laid[slot as usize];
-        let mut route = Route {
-            slot,
-            hub: self.hub.id.clone(),
-            cluster: self.member.cluster.clone(),
-            host: self.access.host.clone(),
-            port: self.access.port,
-            listen: 0,
-            alias: current.route.as_ref().and_then(|route| route.alias.clone()),
-            proven_at: current.route.as_ref().and_then(|route| route.proven_at),
-            uid: String::new(),
-        };
+        let mut route = self.route(slot, current.route.as_ref());
         let preferred = self.moves_from().map(|old| old.node_port).filter(|_| current.ports.is_none());
         let ports = self.take_ports(&route, preferred).await?;
         route.listen = ports.listen;

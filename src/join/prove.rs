@@ -36,20 +36,25 @@ impl Join<'_> {
         Ok([of(Slot::First).await?, of(Slot::Second).await?])
     }
 
-    /// Writes the route and its port, waits until every ready proxy serves it, and proves it. Where no node port is asked for and it
-    /// has none, it gets the preferred one if that is free.
-    pub(super) async fn lay(&mut self, slot: Slot, current: Option<Route>, preferred: Option<u16>) -> Result<Membership> {
-        let mut route = Route {
+    /// The route to the upstream asked for, with what is known of the one that is in its slot now; it has no port yet.
+    pub(super) fn route(&self, slot: Slot, current: Option<&Route>) -> Route {
+        Route {
             slot,
             hub: self.hub.id.clone(),
             cluster: self.member.cluster.clone(),
             host: self.access.host.clone(),
             port: self.access.port,
             listen: 0,
-            alias: current.as_ref().and_then(|route| route.alias.clone()),
-            proven_at: current.as_ref().and_then(|route| route.proven_at),
-            uid: current.as_ref().map(|route| route.uid.clone()).unwrap_or_default(),
-        };
+            alias: current.and_then(|route| route.alias.clone()),
+            proven_at: current.and_then(|route| route.proven_at),
+            uid: current.map(|route| route.uid.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Writes the route and its port, waits until every ready proxy serves it, and proves it. Where no node port is asked for and it
+    /// has none, it gets the preferred one if that is free.
+    pub(super) async fn lay(&mut self, slot: Slot, current: Option<Route>, preferred: Option<u16>) -> Result<Membership> {
+        let mut route = self.route(slot, current.as_ref());
         let had = self.region.ports(&route.port_name()).await?;
         match (had, self.asked(slot).await?) {
             (Some(had), Some(asked)) if had.node != asked => {

@@ -174,6 +174,13 @@ impl Lab {
         self.reset_gateway()
     }
 
+    /// Kubernetes' count of the rollouts of the gateway's Deployment.
+    pub fn gateway_revision(&self) -> Result<u32> {
+        let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
+        let text = self.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path])?;
+        text.parse().with_context(|| format!("revision {text:?}"))
+    }
+
     /// Puts the gateway's Deployment back to how KubeVela's chart installs it, but for its host aliases, and waits until the hub's
     /// clusters answer.
     pub fn reset_gateway(&self) -> Result<()> {

@@ -147,11 +147,7 @@ fn e_list_of_clusters_is_joined_by_one_rollout_and_a_bad_one_holds_no_other_back
         clusters.push(json!({"cluster": spec.name, "kubeconfig": {"secret": secret}}));
     }
     clusters.insert(1, json!({"cluster": "broken", "kubeconfig": {"secret": "nowhere"}}));
-    let revision = || -> u32 {
-        let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
-        lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path]).unwrap().parse().unwrap()
-    };
-    let before = revision();
+    let before = lab.gateway_revision().unwrap();
     let load = Load::start(lab, &["proxy-west", "business-a"]).unwrap();
     let list = json!({"region": "proxy-east", "labels": {"tier": "batch"}, "clusters": clusters});
     lab.vela_up(&site::membership("batch", &list)).unwrap();
@@ -161,7 +157,7 @@ fn e_list_of_clusters_is_joined_by_one_rollout_and_a_bad_one_holds_no_other_back
     let message = site::message(&status);
     assert!(message.contains("1 of 5 clusters were not joined: broken: Secret vela-system/nowhere does not exist"), "{message}");
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
-    assert_eq!(revision() - before, 1, "one rollout");
+    assert_eq!(lab.gateway_revision().unwrap() - before, 1, "one rollout");
     for spec in &specs {
         is_there(&spec.name);
     }

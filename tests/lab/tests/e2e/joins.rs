@@ -153,11 +153,7 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
         lab.start_business(spec).unwrap();
         lab.put_kubeconfig(&format!("{}-kubeconfig", spec.name), &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
     }
-    let revision = || -> u32 {
-        let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
-        lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path]).unwrap().parse().unwrap()
-    };
-    let before = revision();
+    let before = lab.gateway_revision().unwrap();
     for spec in &specs {
         let properties = properties(&spec.name, "proxy-east", &format!("{}-kubeconfig", spec.name), json!({}));
         lab.vela_up(&site::membership(&spec.name, &properties)).unwrap();
@@ -169,7 +165,7 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
         ports.insert(annotation(&spec.name, "node-port"));
     }
     assert_eq!(ports.len(), specs.len(), "{ports:?}");
-    let rollouts = revision() - before;
+    let rollouts = lab.gateway_revision().unwrap() - before;
     assert!((1..=2).contains(&rollouts), "{rollouts} rollouts for {} joins", specs.len());
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use xregion_lab::Lab;
 use xregion_lab::load::{Load, Outcome};
 use xregion_lab::progress::Progress;
-use xregion_lab::site::{self, GATEWAY, NAMESPACE};
+use xregion_lab::site::{self, NAMESPACE};
 
 use crate::joins::{BYSTANDER, await_usable};
 
@@ -91,7 +91,7 @@ fn in_parallel(name: &str, steps: impl Iterator<Item = (&'static str, Value)>) -
 
 fn burst(lab: &Lab, clusters: &[String], application: &Value) -> Result<Burst> {
     let load = Load::start(lab, &[BYSTANDER])?;
-    let (before, since) = (revision(lab)?, Timestamp::now());
+    let (before, since) = (lab.gateway_revision()?, Timestamp::now());
     let started = Instant::now();
     lab.vela_up(application)?;
     let mut seconds: f64 = 0.0;
@@ -102,7 +102,7 @@ fn burst(lab: &Lab, clusters: &[String], application: &Value) -> Result<Burst> {
     // A join that failed says why.
     lab.await_running("batch")?;
     usable?;
-    Ok(Burst { seconds, rollouts: revision(lab)? - before, reloads: reloads(lab, since)?, load: load.stop()? })
+    Ok(Burst { seconds, rollouts: lab.gateway_revision()? - before, reloads: reloads(lab, since)?, load: load.stop()? })
 }
 
 fn leave(lab: &Lab, clusters: &[&String]) -> Result<f64> {
@@ -117,13 +117,6 @@ fn leave(lab: &Lab, clusters: &[&String]) -> Result<f64> {
         ensure!(secret.is_empty(), "{cluster} is still joined");
     }
     Ok(seconds)
-}
-
-/// Kubernetes' count of the Deployment's changes.
-fn revision(lab: &Lab) -> Result<u32> {
-    let path = "jsonpath={.metadata.annotations.deployment\\.kubernetes\\.io/revision}";
-    let text = lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path])?;
-    text.parse().with_context(|| format!("revision {text:?}"))
 }
 
 /// The reloads that each proxy tells of in its log; the most of them.
