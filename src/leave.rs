@@ -173,18 +173,20 @@ impl Traces {
         let cluster = hub.cluster(name).await?;
         let gateway = hub.gateway(order.gateway.as_deref()).await?;
         let claims = gateway.aliases().await?.claims_of(name);
-        let mut regions: BTreeSet<ClusterName> = order.region.iter().cloned().collect();
+        let mut regions: BTreeSet<ClusterName> = BTreeSet::new();
         regions.extend(cluster.as_ref().and_then(JoinedCluster::membership).map(|membership| membership.region));
         regions.extend(claims.iter().filter_map(|claim| claim.region.parse().ok()));
         regions.extend(hub.leftovers().await?.into_iter().filter(|leftover| leftover.cluster == *name).map(|l| l.region));
+        // A region that is only asked for says nothing about how the cluster was joined.
+        if regions.is_empty() && cluster.is_some() {
+            return Err(Failure::new(
+                Kind::NotMember,
+                format!("cluster {name} was joined directly, not through a region"),
+                format!("vela cluster detach {name}"),
+            ));
+        }
+        regions.extend(order.region.iter().cloned());
         if regions.is_empty() {
-            if cluster.is_some() {
-                return Err(Failure::new(
-                    Kind::NotMember,
-                    format!("cluster {name} was joined directly, not through a region"),
-                    format!("vela cluster detach {name}"),
-                ));
-            }
             // A join that was killed before it joined leaves a route and no record.
             regions = routed_in(hub, name).await?;
         }

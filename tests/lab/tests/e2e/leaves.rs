@@ -164,9 +164,11 @@ fn f_what_a_killed_join_left_is_removed_by_a_leave() {
 #[test]
 fn g_cluster_that_was_joined_directly_is_not_xregion_s_to_let_go() {
     let before = Snapshot::take(joined(), "");
-    let output = leave_from_laptop(&["proxy-west"]);
-    assert_eq!(output.status.code(), Some(28), "{output:?}");
-    assert!(output.stderr.contains("vela cluster detach proxy-west"), "{output:?}");
+    for args in [&["proxy-west"][..], &["proxy-west", "--region=proxy-east"]] {
+        let output = leave_from_laptop(args);
+        assert_eq!(output.status.code(), Some(28), "{output:?}");
+        assert!(output.stderr.contains("vela cluster detach proxy-west"), "{output:?}");
+    }
     before.assert_unchanged(lab(), "");
 }
 
