@@ -21,7 +21,7 @@ OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
   $(wildcard addon/resources/*.cue) $(wildcard addon/views/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
 
-.PHONY: help image addon stage faults test-faults demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
+.PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,11 +60,25 @@ test-faults: image addon faults ## every kill point of join and leave, on a lab 
 test-e2e: image addon faults ## end to end through the vela CLI, on a lab (as root)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
 
+# cargo-fuzz's flags, without its need for a nightly compiler; each target runs for FUZZ_SECONDS
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-trace-compares \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=1 --cfg fuzzing
+
+fuzz: ## random kubeconfigs and routes against the rules, a minute each
+	hack/packages.sh c++:g++
+	for target in kubeconfig route; do \
+	  mkdir -p $(CARGO_TARGET_DIR)/corpus/$$target fuzz/seeds/$$target && \
+	  RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --locked --manifest-path fuzz/Cargo.toml --target-dir $(CARGO_TARGET_DIR)/fuzz --target $(TARGET) \
+	    --bin $$target -- -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(CARGO_TARGET_DIR)/ $(CARGO_TARGET_DIR)/corpus/$$target fuzz/seeds/$$target || exit 1; \
+	done
+
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
 	cargo run --locked -p xregion-lab --bin bench
 
 lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace check bans licenses sources
 	$(OFFLINE) $(VELA) def vet dist/xregion/definitions/

@@ -1,8 +1,9 @@
 #!/bin/sh
-# packages.sh: sees to what building the image and the agent's tests need beside Rust and Go. The lab sees to its own.
+# packages.sh [COMMAND:PACKAGE]...: sees to what building the image and the agent's tests need beside Rust and Go, and to what is
+# asked for. The lab sees to its own.
 set -eu
 missing=
-for pair in buildah:buildah nginx:nginx-light cc:gcc; do
+for pair in buildah:buildah nginx:nginx-light cc:gcc "$@"; do
   command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || nginx -V 2>&1 | grep -q -- '--with-stream ' || missing="$missing libnginx-mod-stream"

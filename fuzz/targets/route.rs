@@ -1,0 +1,50 @@
+//! Whatever somebody writes into a route's ConfigMap, it is refused, or nginx is told to listen on one port and to connect to the
+//! addresses given, and to nothing else.
+
+#![no_main]
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use libfuzzer_sys::fuzz_target;
+use xregion::model::nginx::{Build, Host, Served};
+use xregion::model::region::Timeouts;
+use xregion::model::route::Route;
+
+const KEYS: [&str; 10] = ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt"];
+
+fuzz_target!(|texts: Vec<Option<String>>| {
+    let valid = ["1", "hub-uid", "business-a", "api.example", "443", "8000", "port"].map(str::to_owned);
+    let mut map = ConfigMap::default();
+    let data = map.data.get_or_insert_default();
+    for (number, key) in KEYS.iter().enumerate() {
+        let text = texts.get(number).cloned().flatten().or_else(|| valid.get(number).cloned());
+        data.extend(text.map(|text| ((*key).to_owned(), text)));
+    }
+    // The name has to fit; finding the hash is not what this is for.
+    let named = |slot: &str| {
+        let hub = xregion::model::names::HubId::new(data["hub"].as_str());
+        let slot = if slot == "second" { xregion::model::names::Slot::Second } else { xregion::model::names::Slot::First };
+        Some(hub.route_name(&data["cluster"].parse().ok()?, slot))
+    };
+    map.metadata.name = named(data.get("slot").map_or("", String::as_str));
+    let Ok(route) = Route::from_config_map(&map) else { return };
+
+    let build = Build::parse("configure arguments: --prefix=/etc/nginx --with-stream").expect("a build");
+    let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None };
+    let timeouts = Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 };
+    let (listen, port) = (route.listen, route.port);
+    let files = host.render(&timeouts, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
+    let (_, text) = files.iter().find(|(name, _)| name.starts_with("routes/")).expect("the route's file");
+    let directives: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).map(str::trim).collect();
+    let name = directives[0].strip_prefix("upstream ").and_then(|rest| rest.strip_suffix(" {")).expect("an upstream");
+    assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name:?}");
+    let want = [
+        format!("upstream {name} {{"),
+        format!("server 192.0.2.1:{port} max_fails=0;"),
+        "}".into(),
+        "server {".into(),
+        format!("listen {listen} so_keepalive=60s:15s:4;"),
+        format!("proxy_pass {name};"),
+        "}".into(),
+    ];
+    assert_eq!(directives, want);
+});
