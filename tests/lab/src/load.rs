@@ -225,8 +225,12 @@ impl Lane {
         let exchange = async {
             match self.connection().await?.get_version(&self.road, cluster).await {
                 // No retry: the server has not seen it. A pool of connections, client-go's too, takes another one then.
-                Err(error) if self.kept.is_some() && error.is::<Unsent>() => {
-                    self.connection().await?.get_version(&self.road, cluster).await
+                Err(error)
+                    if error.is::<Unsent>()
+                        && let Some(kept) = &self.kept =>
+                {
+                    let connection = kept.lock().await.insert(connect(&self.road).await?).clone();
+                    connection.get_version(&self.road, cluster).await
                 }
                 answered => answered,
             }

@@ -141,7 +141,8 @@ pub async fn connect(road: &Road) -> Result<Connection> {
     Ok(Connection(requests))
 }
 
-/// The connection had ended before a byte of the request was sent.
+/// The connection had ended before the request: not a byte of it was sent, or the server said in its GOAWAY that it would not process it
+/// (RFC 9113, 6.8: streams above the last one that it names).
 #[derive(Debug)]
 pub struct Unsent;
 
@@ -170,11 +171,20 @@ impl Connection {
         let response = match self.0.try_send_request(request.body(Empty::new())?).await {
             Ok(response) => response,
             Err(error) if error.message().is_some() => return Err(Unsent.into()),
-            Err(error) => return Err(error.into_error()).context("sending"),
+            Err(error) => {
+                let error = error.into_error();
+                return if is_left_out(&error) { Err(Unsent.into()) } else { Err(error).context("sending") };
+            }
         };
         let status = response.status();
         let body = response.into_body().collect().await.context("reading")?.to_bytes();
         ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&body).trim());
         Ok(())
     }
+}
+
+/// Whether a server that ends in good order has left the request out, which it tells of streams that it did not take up only.
+fn is_left_out(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
 }
