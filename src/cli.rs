@@ -98,8 +98,8 @@ pub struct JoinArgs {
     /// The cluster's kubeconfig, or a list of files as in $KUBECONFIG. It is read here and given to the hub self-contained.
     #[arg(long, value_name = "FILE", conflicts_with = "secret", required_unless_present_any = ["secret", "members"])]
     pub kubeconfig: Option<PathBuf>,
-    /// The context in that kubeconfig, if not its current one.
-    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    /// The context in the kubeconfig, if not its current one.
+    #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
     /// A Secret in vela-system of the hub that holds the kubeconfig, labelled xregion.oam.dev/kubeconfig=true.
     #[arg(long, value_name = "NAME")]
@@ -141,6 +141,9 @@ pub struct LeaveArgs {
     /// Leave although Applications have resources there: those stay, and KubeVela forgets them.
     #[arg(long)]
     pub force: bool,
+    /// Cut connections to it that are open through the hub even if another cluster of the same host name stays.
+    #[arg(long)]
+    pub cut: bool,
     /// How it runs.
     #[command(flatten)]
     pub run: RunArgs,
@@ -245,6 +248,8 @@ pub struct MemberArg {
     pub secret: SecretName,
     /// The key in that.
     pub key: String,
+    /// The context in the kubeconfig.
+    pub context: Option<String>,
     /// Its labels.
     pub labels: Vec<Label>,
     /// Its node port.
@@ -298,6 +303,7 @@ impl FromStr for MemberArg {
             region: String,
             secret: String,
             key: String,
+            context: Option<String>,
             #[serde(default)]
             labels: BTreeMap<String, String>,
             node_port: Option<u16>,
@@ -310,6 +316,7 @@ impl FromStr for MemberArg {
             region: raw.region.parse().map_err(about)?,
             secret: raw.secret.parse().map_err(about)?,
             key: raw.key.clone(),
+            context: raw.context.clone(),
             labels: raw.labels.iter().map(|(k, v)| format!("{k}={v}").parse().map_err(about)).collect::<Result<_, _>>()?,
             node_port: raw.node_port,
         })

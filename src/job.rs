@@ -37,21 +37,22 @@ pub async fn join(hub: &Hub, order: &Order, timeout: Duration) -> Result<String>
         return Err(Failure::new(Kind::Usage, "a list of clusters is for the workflow step", "join them one by one"));
     };
     let name = Remote::name("join", &member.cluster);
-    let (secret, key, text) = match &member.source {
-        Source::Secret { name, key } => (name.to_string(), key.clone(), None),
-        Source::Read(access) => (name.clone(), SECRET_KEY.to_owned(), Some(access.flattened(member.cluster.as_str()))),
+    let (secret, key, context, text) = match &member.source {
+        Source::Secret { name, key, context } => (name.to_string(), key.clone(), context.as_deref(), None),
+        Source::Read(access) => (name.clone(), SECRET_KEY.to_owned(), None, Some(access.flattened(member.cluster.as_str()))),
     };
-    run(hub, name, arguments(order, member, &secret, &key, timeout), text.as_ref(), timeout).await
+    run(hub, name, arguments(order, member, (&secret, &key, context), timeout), text.as_ref(), timeout).await
 }
 
 /// Lets a cluster leave by a Job on the hub, and gives its message.
 pub async fn leave(hub: &Hub, order: &leave::Order, timeout: Duration) -> Result<String> {
-    let leave::Order { cluster, region, gateway, force, vela: _ } = order;
+    let leave::Order { cluster, region, gateway, force, cut, vela: _ } = order;
     let mut args = vec!["leave".to_owned(), cluster.to_string(), "--here".to_owned()];
     args.push(format!("--timeout={}s", timeout.as_secs()));
     args.extend(region.iter().map(|region| format!("--region={region}")));
     args.extend(gateway.iter().map(|gateway| format!("--gateway={gateway}")));
     args.extend(force.then(|| "--force".to_owned()));
+    args.extend(cut.then(|| "--cut".to_owned()));
     run(hub, Remote::name("leave", cluster), args, None, timeout).await
 }
 
@@ -234,7 +235,7 @@ fn no_template(why: &str) -> Failure {
 }
 
 /// The command line of the Job of a join. Every field of the order is in it: a new one must find its place here.
-fn arguments(order: &Order, member: &Member, secret: &str, key: &str, timeout: Duration) -> Vec<String> {
+fn arguments(order: &Order, member: &Member, (secret, key, context): (&str, &str, Option<&str>), timeout: Duration) -> Vec<String> {
     let Order { members: _, gateway, allow_second_name, replace, adopt, vela: _ } = order;
     let Member { cluster, region, source: _, labels, node_port } = member;
     let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
@@ -242,6 +243,7 @@ fn arguments(order: &Order, member: &Member, secret: &str, key: &str, timeout: D
     option("region", region.to_string());
     option("secret", secret.to_owned());
     option("secret-key", key.to_owned());
+    context.iter().for_each(|context| option("context", (*context).to_owned()));
     option("timeout", format!("{}s", timeout.as_secs()));
     labels.iter().for_each(|label| option("label", label.to_string()));
     node_port.iter().for_each(|port| option("node-port", port.to_string()));

@@ -35,6 +35,8 @@ pub struct Order {
     pub gateway: Option<String>,
     /// Whether it leaves although Applications have resources there.
     pub force: bool,
+    /// Whether connections to it that are open through the hub are cut also where another cluster keeps its host name.
+    pub cut: bool,
     /// The `vela` CLI.
     pub vela: PathBuf,
 }
@@ -171,7 +173,7 @@ impl Traces {
     async fn look(hub: &Hub, order: &Order) -> Result<Self> {
         let name = &order.cluster;
         let cluster = hub.cluster(name).await?;
-        let gateway = hub.gateway(order.gateway.as_deref()).await?;
+        let gateway = hub.gateway(order.gateway.as_deref()).await?.cutting(order.cut);
         let claims = gateway.aliases().await?.claims_of(name);
         let mut regions: BTreeSet<ClusterName> = BTreeSet::new();
         regions.extend(cluster.as_ref().and_then(JoinedCluster::membership).map(|membership| membership.region));

@@ -97,7 +97,9 @@ fn order(args: &JoinArgs) -> Result<Order> {
         (Some(cluster), Some(region)) => {
             let source = match (&args.kubeconfig, &args.secret) {
                 (Some(list), _) => Source::Read(Box::new(access(list, args.context.as_deref())?)),
-                (None, Some(name)) => Source::Secret { name: name.clone(), key: args.secret_key.clone() },
+                (None, Some(name)) => {
+                    Source::Secret { name: name.clone(), key: args.secret_key.clone(), context: args.context.clone() }
+                }
                 (None, None) => return Err(Failure::new(Kind::Usage, "no kubeconfig was given", "use --kubeconfig or --secret")),
             };
             vec![Member {
@@ -126,8 +128,8 @@ fn order(args: &JoinArgs) -> Result<Order> {
 }
 
 fn member(arg: &MemberArg) -> Member {
-    let MemberArg { cluster, region, secret, key, labels, node_port } = arg.clone();
-    Member { cluster, region, source: Source::Secret { name: secret, key }, labels, node_port }
+    let MemberArg { cluster, region, secret, key, context, labels, node_port } = arg.clone();
+    Member { cluster, region, source: Source::Secret { name: secret, key, context }, labels, node_port }
 }
 
 async fn leave(args: LeaveArgs) -> Result<String> {
@@ -151,12 +153,13 @@ async fn leave(args: LeaveArgs) -> Result<String> {
 }
 
 fn leave_order(args: &LeaveArgs) -> leave::Order {
-    let LeaveArgs { cluster, region, force, run } = args;
+    let LeaveArgs { cluster, region, force, cut, run } = args;
     leave::Order {
         cluster: cluster.clone(),
         region: region.clone(),
         gateway: run.gateway.clone(),
         force: *force,
+        cut: *cut,
         vela: run.vela.clone(),
     }
 }

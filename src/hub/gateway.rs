@@ -38,9 +38,10 @@ pub struct Gateway {
     /// The keys of every label that the Service or the Deployment selects pods by.
     selected_by: BTreeSet<String>,
     name: String,
-    sleep_action: bool,
     /// Whether changes are only tried.
     dry_run: bool,
+    /// Whether changes end the connections that are open through it.
+    cut: bool,
 }
 
 impl Hub {
@@ -89,16 +90,9 @@ impl Hub {
             selector: labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
             selected_by: labels.into_keys().chain(selector.into_keys()).collect(),
             name: chosen.name_any(),
-            sleep_action: self.knows_sleep_action().await?,
             dry_run: false,
+            cut: false,
         })
-    }
-
-    /// Whether the hub keeps a `sleep` action in a container's lifecycle (on by default since Kubernetes 1.30).
-    async fn knows_sleep_action(&self) -> Result<bool> {
-        let version = call("read the hub's version", self.client().apiserver_version()).await?;
-        let minor: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
-        Ok(version.major != "1" || minor.parse::<u32>().is_ok_and(|minor| minor >= 30))
     }
 }
 
@@ -111,6 +105,11 @@ impl Gateway {
     /// The same gateway, where changes are checked by the API server and not kept.
     pub fn rehearsing(&self) -> Self {
         Self { dry_run: true, ..self.clone() }
+    }
+
+    /// The same gateway, whose every change ends the connections that are open through it if `cut`, also one that concerns no pod.
+    pub fn cutting(self, cut: bool) -> Self {
+        Self { cut, ..self }
     }
 
     /// The host aliases it has now.
@@ -134,7 +133,7 @@ impl Gateway {
             let deployment = self.read().await?;
             let wanted = rule(&rollout::host_aliases(&deployment)?)?;
             wanted.check_limit()?;
-            let Some(patch) = rollout::patch(&deployment, &wanted, self.sleep_action)? else { return Ok(false) };
+            let Some(patch) = rollout::patch(&deployment, &wanted, self.cut.then(Timestamp::now))? else { return Ok(false) };
             let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
             match self.deployments.patch(&self.name, &params, &Patch::Merge(&patch)).await {
                 Ok(_) => return Ok(true),

@@ -81,6 +81,8 @@ pub enum Source {
         name: SecretName,
         /// The key in it.
         key: String,
+        /// The context in the kubeconfig, if not its current one.
+        context: Option<String>,
     },
     /// It was read already.
     Read(Box<Access>),
@@ -252,10 +254,10 @@ impl<'a> Join<'a> {
     ) -> Result<Self> {
         let access = match &member.source {
             Source::Read(access) => (**access).clone(),
-            Source::Secret { name, key } => {
+            Source::Secret { name, key, context } => {
                 let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
                 let bytes = hub.kubeconfig(name, key).await?;
-                Access::parse(&bytes, None, &no_files, Timestamp::now())
+                Access::parse(&bytes, context.as_deref(), &no_files, Timestamp::now())
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
             }
         };

@@ -16,6 +16,8 @@ const PRE_STOP_SECONDS: u64 = 5;
 const HANDOVER_SECONDS: i32 = 60;
 /// What [`KIND`] says of a gateway pod that was taken out of service and is about to end.
 pub const KIND_RETIRED: &str = "retired-gateway";
+/// Annotation of the gateway's pod template: when connections through it were last cut.
+const CUT: &str = "xregion.oam.dev/cut";
 /// The gateway's own readiness endpoint; it needs no credentials.
 const READY_PATH: &str = "/readyz";
 
@@ -42,9 +44,9 @@ pub fn host_aliases(deployment: &Value) -> Result<HostAliases> {
 ///
 /// A change that restarts pods also sees to it that the new pod takes over before the old one goes: `maxUnavailable: 0`, a
 /// readiness probe where the container has none, and a pause before it stops. (Measured at 20 requests a second: the chart's
-/// defaults fail 36 requests, `maxUnavailable: 0` alone 23, with the probe none.) `sleep` says whether the hub's version knows
-/// the sleep action; elsewhere it would be dropped.
-pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Option<Value>> {
+/// defaults fail 36 requests, `maxUnavailable: 0` alone 23, with the probe none.) With `cut` the pods are replaced also where only the record changes, and with
+/// them every connection that is open through the gateway.
+pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>) -> Result<Option<Value>> {
     let now = host_aliases(deployment)?;
     if now == *wanted {
         return Ok(None);
@@ -56,10 +58,11 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Op
         "resourceVersion": deployment["metadata"]["resourceVersion"],
         "annotations": {RECORD: record},
     }});
-    if now.entries != wanted.entries {
+    let rolls = now.entries != wanted.entries;
+    if rolls || cut.is_some() {
         let mut pod = json!({"hostAliases": wanted.entries});
         let template = &deployment["spec"]["template"]["spec"];
-        let containers = smooth_containers(template, sleep);
+        let containers = smooth_containers(template);
         if containers != template["containers"] {
             pod["containers"] = containers;
         }
@@ -68,15 +71,19 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, sleep: bool) -> Result<Op
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {"spec": pod},
         });
-        if !pauses {
+        // A hand-over tells old pods by their host aliases.
+        if rolls && !pauses {
             patch["spec"]["minReadySeconds"] = json!(HANDOVER_SECONDS);
+        }
+        if let Some(at) = cut {
+            patch["spec"]["template"]["metadata"] = json!({"annotations": {CUT: at.to_string()}});
         }
     }
     Ok(Some(patch))
 }
 
 /// The pod's containers (a merge patch replaces lists whole) with probe and pause on the one that serves.
-fn smooth_containers(pod: &Value, sleep: bool) -> Value {
+fn smooth_containers(pod: &Value) -> Value {
     let mut containers = pod["containers"].clone();
     let Some(container) = containers.get_mut(0) else { return containers };
     if container["readinessProbe"].is_null()
@@ -91,7 +98,7 @@ fn smooth_containers(pod: &Value, sleep: bool) -> Value {
             "failureThreshold": 12,
         });
     }
-    if sleep && container["lifecycle"]["preStop"].is_null() {
+    if container["lifecycle"]["preStop"].is_null() {
         if container["lifecycle"].is_null() {
             container["lifecycle"] = json!({});
         }
@@ -231,7 +238,7 @@ mod tests {
     fn the_patch_makes_the_rollout_smooth_and_is_needed_once() {
         let before = deployment();
         let wanted = wanted(&before);
-        let patch_json = patch(&before, &wanted, true).unwrap().unwrap();
+        let patch_json = patch(&before, &wanted, None).unwrap().unwrap();
         assert_eq!(patch_json["metadata"]["resourceVersion"], "7");
         let mut after = before.clone();
         merge(&mut after, &patch_json);
@@ -244,10 +251,10 @@ mod tests {
         assert_eq!(after["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
         assert_eq!(after["spec"]["minReadySeconds"], 60, "the old pod has no pause");
         assert_eq!(after["metadata"]["annotations"]["theirs"], "kept");
-        assert_eq!(patch(&after, &wanted, true).unwrap(), None);
+        assert_eq!(patch(&after, &wanted, None).unwrap(), None);
         // What the container has of its own stays.
         after["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {}});
-        let back = patch(&after, &host_aliases(&before).unwrap(), true).unwrap().unwrap();
+        let back = patch(&after, &host_aliases(&before).unwrap(), None).unwrap().unwrap();
         assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
         assert_eq!(back["spec"].get("minReadySeconds"), None, "now it has");
     }
@@ -256,8 +263,7 @@ mod tests {
     fn a_second_cluster_behind_one_name_restarts_nothing() {
         let mut deployment = deployment();
         let first = wanted(&deployment);
-        let patch_json = patch(&deployment, &first, false).unwrap().unwrap();
-        assert_eq!(patch_json["spec"]["template"]["spec"]["containers"][0].get("lifecycle"), None);
+        let patch_json = patch(&deployment, &first, None).unwrap().unwrap();
         merge(&mut deployment, &patch_json);
         let second = super::super::aliases::Wanted {
             host: "x.example".parse().unwrap(),
@@ -265,7 +271,12 @@ mod tests {
             region: "east".parse().unwrap(),
         };
         let both = first.with(&[second], &Default::default());
-        assert_eq!(patch(&deployment, &both, false).unwrap().unwrap().get("spec"), None);
+        assert_eq!(patch(&deployment, &both, None).unwrap().unwrap().get("spec"), None);
+        // Unless what is open is to be cut.
+        let cut = patch(&deployment, &both, Some(Timestamp::UNIX_EPOCH)).unwrap().unwrap();
+        assert_eq!(cut["spec"]["template"]["metadata"]["annotations"][CUT], "1970-01-01T00:00:00Z");
+        assert_eq!(cut["spec"].get("minReadySeconds"), None, "there is nothing that a hand-over could tell old pods by");
+        assert_eq!(patch(&deployment, &first, Some(Timestamp::UNIX_EPOCH)).unwrap(), None, "nothing left, nothing to cut");
     }
 
     fn pod(name: &str, alias: &str, ready: bool) -> Pod {

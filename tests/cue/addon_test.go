@@ -30,7 +30,8 @@ func TestTheAddonIsPinnedToTheHub(t *testing.T) {
 		t.Errorf("policies %+v", app.Spec.Policies)
 	}
 	for _, name := range []string{
-		"ServiceAccount/xregion", "Role/xregion", "RoleBinding/xregion", "ClusterRole/xregion", "ClusterRoleBinding/xregion", "ConfigMap/xregion-job",
+		"ServiceAccount/xregion", "Role/xregion", "RoleBinding/xregion", "Role/xregion-author", "ClusterRole/xregion", "ClusterRoleBinding/xregion", "ConfigMap/xregion-job",
+		"ValidatingAdmissionPolicy/xregion-regions", "ValidatingAdmissionPolicyBinding/xregion-regions",
 	} {
 		if _, found := objects[name]; !found {
 			t.Errorf("no %s", name)
@@ -308,7 +309,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
+		"resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
 		"views/xregion-routes.cue",
 	} {
 		want[name] = true

@@ -203,13 +203,13 @@ func TestTheFirstEvaluationCreatesTheJob(t *testing.T) {
 func TestEveryParameterReachesTheJob(t *testing.T) {
 	hub := cluster(t, jobTemplate(t))
 	run(t, hub, map[string]any{
-		"cluster": "-x", "region": "-r", "kubeconfig": map[string]any{"secret": "s", "key": "k"},
+		"cluster": "-x", "region": "-r", "kubeconfig": map[string]any{"secret": "s", "key": "k", "context": "c"},
 		"labels":   map[string]any{"region": "east", "example.com/tier": "1"},
 		"nodePort": 30007, "gateway": "g", "allowSecondName": true, "timeout": "90s",
 	})
 	j := createdJob(t, hub)
 	want := []string{
-		"join", "--here", "--region=-r", "--secret=s", "--secret-key=k", "--timeout=90s",
+		"join", "--here", "--region=-r", "--secret=s", "--secret-key=k", "--context=c", "--timeout=90s",
 		"--label=region=east", "--label=example.com/tier=1", "--node-port=30007", "--gateway=g", "--allow-second-name", "--", "-x",
 	}
 	args := j.Spec.Template.Spec.Containers[0].Args

@@ -149,7 +149,10 @@ impl Lab {
     /// Takes everything of xregion's users off the lab again: Applications, joined clusters, routes and aliases, and further
     /// business clusters. The addon and the proxy clusters stay. For labs that a run before this one has left something on.
     pub fn sweep(&self) -> Result<()> {
-        self.kubectl("hub", &["delete", "applications", "-n", "default", "--all", "--wait", "--timeout=120s"])?;
+        // Regions last: the hub refuses while they carry clusters.
+        let applications = self.kubectl("hub", &["get", "applications", "-n", "default", "-o", "name"])?;
+        let (regions, others): (Vec<_>, Vec<_>) = applications.lines().partition(|name| name.contains("/region-"));
+        self.delete_applications(&others)?;
         let secrets = self.kubectl(
             "hub",
             &["get", "secrets", "-n", NAMESPACE, "-l", "cluster.core.oam.dev/cluster-credential-type", "-o", "name"],
@@ -158,6 +161,7 @@ impl Lab {
         for name in joined {
             self.kubectl("hub", &["delete", "-n", NAMESPACE, name])?;
         }
+        self.delete_applications(&regions)?;
         self.kubectl("hub", &["delete", "secrets", "-n", NAMESPACE, "-l", "xregion.oam.dev/kubeconfig"])?;
         self.kubectl("hub", &["delete", "jobs,configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind in (job,progress)"])?;
         for proxy in ["proxy-east", "proxy-west"] {
@@ -172,6 +176,14 @@ impl Lab {
             r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
         self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare])?;
         self.reset_gateway()
+    }
+
+    fn delete_applications(&self, names: &[&str]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let delete = [&["delete", "-n", "default", "--wait", "--timeout=120s"], names].concat();
+        self.kubectl("hub", &delete).map(drop)
     }
 
     /// Kubernetes' count of the rollouts of the gateway's Deployment.

@@ -28,6 +28,8 @@ enum Demo {
 /// The demo's Applications (files in `examples/`), in the order in which they are made.
 const APPLICATIONS: [(&str, &str); 3] =
     [("region-east", "region.yaml"), ("join-business-a", "membership.yaml"), ("hello", "workload.yaml")];
+/// The one that lets the cluster leave, between the workload's end and the region's.
+const LEAVE: (&str, &str) = ("leave-business-a", "leave.yaml");
 
 fn main() -> ExitCode {
     let done = match Demo::parse() {
@@ -66,7 +68,7 @@ fn up() -> Result<()> {
     show(&lab, "vela addon enable xregion -y")?;
 
     title("The region: nginx in proxy-east, which the hub reaches");
-    apply(&lab, 0)?;
+    apply(&lab, APPLICATIONS[0].1)?;
     lab.await_running(APPLICATIONS[0].0)?;
     show(&lab, "vela status region-east -n default")?;
 
@@ -85,7 +87,7 @@ fn up() -> Result<()> {
     let load = Load::start(&lab, &["proxy-west"])?;
     println!("(from here on, 20 requests a second go to another cluster, proxy-west)");
     let start = Instant::now();
-    apply(&lab, 1)?;
+    apply(&lab, APPLICATIONS[1].1)?;
     follow(&lab, APPLICATIONS[1].0)?;
     let took = start.elapsed();
     let outcome = load.stop()?;
@@ -94,7 +96,7 @@ fn up() -> Result<()> {
     show(&lab, "vela cluster list")?;
 
     title("A workload on it");
-    apply(&lab, 2)?;
+    apply(&lab, APPLICATIONS[2].1)?;
     lab.await_running(APPLICATIONS[2].0)?;
     show(&lab, "vela status hello -n default")?;
 
@@ -113,12 +115,13 @@ fn up() -> Result<()> {
 
 fn down() -> Result<()> {
     let lab = Lab::attach()?;
-    for (name, _) in APPLICATIONS.iter().rev() {
-        title(&format!("Deleting {name}"));
-        show(&lab, &format!("vela delete {name} -n default -y --wait"))?;
-        if lab.application(name).is_ok() {
-            bail!("Application {name} is still there");
-        }
+    let [region, membership, workload] = APPLICATIONS.map(|(name, _)| name);
+    delete(&lab, workload)?;
+    title("business-a leaves");
+    apply(&lab, LEAVE.1)?;
+    follow(&lab, LEAVE.0)?;
+    for name in [LEAVE.0, membership, region] {
+        delete(&lab, name)?;
     }
     title("The lab");
     Lab::down()?;
@@ -126,9 +129,17 @@ fn down() -> Result<()> {
     Ok(())
 }
 
+fn delete(lab: &Lab, name: &str) -> Result<()> {
+    title(&format!("Deleting {name}"));
+    show(lab, &format!("vela delete {name} -n default -y --wait"))?;
+    if lab.application(name).is_ok() {
+        bail!("Application {name} is still there");
+    }
+    Ok(())
+}
+
 /// `vela up` of one of the examples, with the lab's nginx in place of the image that can't be pulled here.
-fn apply(lab: &Lab, which: usize) -> Result<()> {
-    let (_, file) = APPLICATIONS[which];
+fn apply(lab: &Lab, file: &str) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
     let copy = tempfile::Builder::new().suffix(".yaml").tempfile()?;
@@ -157,7 +168,7 @@ fn follow(lab: &Lab, name: &str) -> Result<()> {
         }
     })?;
     if !ended {
-        bail!("the join failed: {told}");
+        bail!("it failed: {told}");
     }
     Ok(())
 }
