@@ -1,11 +1,17 @@
 //! Joining again: what is new is changed in place, proven first, and the old way removed last.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::OnceLock;
+
 use serde_json::{Value, json};
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 use xregion_lab::{BusinessSpec, Lab, Region};
 
-use super::fixture::{Snapshot, annotation, bring, fresh, is_there, join, joined, lab, properties, through_gateway};
+use super::fixture::{
+    Snapshot, annotation, bring, eventually, fresh, is_there, join, join_all, joined, lab, properties, through_gateway,
+};
 use super::leaves::is_gone;
 
 fn join_again(name: &str, region: &str, more: Value) -> String {
@@ -13,6 +19,19 @@ fn join_again(name: &str, region: &str, more: Value) -> String {
     let status = lab().await_running("changing").unwrap();
     lab().vela_delete("changing").unwrap();
     site::message(&status)
+}
+
+/// Joins the clusters that change in these tests, and gives one: 140 has a second name, 141 is in both regions.
+fn about_to_change(host: u8) -> BusinessSpec {
+    static JOINED: OnceLock<[BusinessSpec; 3]> = OnceLock::new();
+    let specs = JOINED.get_or_init(|| {
+        let mut specs = [140, 141, 142].map(fresh);
+        specs[0].names.push("renamed.idc.example".to_owned());
+        specs[1].in_both_regions = true;
+        join_all(&[(&specs[0], json!({})), (&specs[1], json!({"nodePort": 30077})), (&specs[2], json!({}))]);
+        specs
+    });
+    specs.iter().find(|spec| spec.host == host).unwrap().clone()
 }
 
 /// Brings a kubeconfig of a cluster for another server.
@@ -37,11 +56,7 @@ fn workload(lab: &Lab, cluster: &str, name: &str) -> String {
 #[test]
 fn a_changed_host_takes_over_without_a_failed_request_even_to_the_cluster_itself() {
     let lab = joined();
-    let mut spec = fresh(140);
-    spec.names.push("renamed.idc.example".to_owned());
-    lab.start_business(&spec).unwrap();
-    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
-    join_again(&spec.name, "proxy-east", json!({}));
+    let spec = about_to_change(140);
     let before = annotation(&spec.name, "node-port");
     lab.set_address(Region::East, "renamed.idc.example", &[lab.cluster(&spec.name).unwrap().address]).unwrap();
 
@@ -86,13 +101,10 @@ fn b_labels_and_credentials_change_in_place_and_deployed_resources_stay_known() 
 #[test]
 fn c_cluster_moves_to_another_region() {
     let lab = joined();
-    let mut spec = fresh(141);
-    spec.in_both_regions = true;
-    lab.start_business(&spec).unwrap();
+    let spec = about_to_change(141);
     let host = format!("{}.idc.example", spec.name);
     lab.set_address(Region::West, &host, &["10.80.2.141".parse().unwrap()]).unwrap();
     lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
-    join_again(&spec.name, "proxy-east", json!({"nodePort": 30077}));
     let load = Load::start(lab, &[&spec.name, "proxy-west"]).unwrap();
     let message = join_again(&spec.name, "proxy-west", json!({}));
     let outcome = load.stop().unwrap();
@@ -103,22 +115,13 @@ fn c_cluster_moves_to_another_region() {
     assert!(routes(lab, "proxy-east", &spec.name).is_empty());
     let left = lab.kubectl("hub", &["get", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=leaving", "-o", "name"]);
     assert_eq!(left.unwrap(), "");
-    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap().status.success());
-    is_gone(&spec.name);
-    lab.nxdomain(Region::West, &host).unwrap();
-    lab.stop_business(&spec.name).unwrap();
 }
 
 #[test]
 fn d_another_cluster_takes_over_a_name_only_when_told_to() {
     let lab = joined();
-    let (one, other) = (fresh(142), fresh(143));
-    for spec in [&one, &other] {
-        lab.start_business(spec).unwrap();
-    }
-    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&one.name).unwrap()).unwrap();
-    join_again(&one.name, "proxy-east", json!({}));
-    lab.put_kubeconfig("fresh", &lab.user_kubeconfig(&other.name).unwrap()).unwrap();
+    let (one, other) = (about_to_change(142), fresh(143));
+    bring(&other);
     lab.vela_up(&site::membership("refused", &properties(&one.name, "proxy-east", "fresh", json!({})))).unwrap();
     let refused = site::message(&lab.await_end("refused").unwrap());
     assert!(refused.contains("belongs to another cluster") && refused.contains("replace"), "{refused}");
@@ -129,10 +132,7 @@ fn d_another_cluster_takes_over_a_name_only_when_told_to() {
     assert!(message.contains(&format!("joined: https://{}.idc.example", other.name)), "{message}");
     assert_eq!(annotation(&one.name, "identity"), super::fixture::identity(lab, &other.name));
     assert_eq!(routes(lab, "proxy-east", &one.name).len(), 1);
-    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &one.name]).unwrap().status.success());
-    is_gone(&one.name);
     lab.stop_business(&one.name).unwrap();
-    lab.stop_business(&other.name).unwrap();
 }
 
 #[test]
@@ -234,13 +234,52 @@ fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
         || lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", "jsonpath={.spec.template.spec.hostAliases}"]);
     specs.iter().for_each(|spec| is_there(&spec.name));
     assert_ne!(annotation(&specs[0].name, "node-port"), annotation(&specs[1].name, "node-port"));
-    let leave =
-        |name: &str| assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", name]).unwrap().status.success());
+    // One that is open goes, although the name stays.
+    let leave = |name: &str| {
+        assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", name, "--cut"]).unwrap().status.success())
+    };
+    let watch = Watch::start(lab, &specs[0].name);
+    let before = lab.gateway_revision().unwrap();
     leave(&specs[0].name);
+    assert_eq!(lab.gateway_revision().unwrap() - before, 1, "one rollout");
+    watch.ended();
     is_there(&specs[1].name);
     leave(&specs[1].name);
     assert!(!aliases().unwrap().contains("shared-master"));
     specs.iter().for_each(|spec| lab.stop_business(&spec.name).unwrap());
+}
+
+/// A watch that is open through the hub.
+struct Watch(Child);
+
+impl Watch {
+    fn start(lab: &Lab, cluster: &str) -> Self {
+        let path = format!(
+            "/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy/api/v1/namespaces?watch=true&timeoutSeconds=300"
+        );
+        let mut command = lab.command("hub", &["kubectl", "get", "--raw", &path]).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut first = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+        assert!(first.contains("ADDED"), "{first}");
+        Self(child)
+    }
+
+    /// Checks that it was ended by somebody else.
+    fn ended(mut self) {
+        eventually("the end of the watch", || {
+            anyhow::ensure!(self.0.try_wait()?.is_some(), "it is still open");
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The article's way for one cluster of region west, as a person types it: nginx, its Service, a host alias, a rewritten kubeconfig.
@@ -277,8 +316,8 @@ fn join_by_hand(lab: &Lab, cluster: &str, host: &str) {
     let text = lab.user_kubeconfig(cluster).unwrap().replace(&format!("https://{host}"), &format!("https://{host}:30000"));
     std::fs::write(file.path(), text).unwrap();
     let join = ["vela", "cluster", "join", file.path().to_str().unwrap(), "--name", cluster, "-y"];
-    super::fixture::eventually("vela cluster join", || lab.run("hub", &join)?.success());
-    super::fixture::eventually("the cluster joined by hand answering", || through_gateway(lab, cluster, "/version"));
+    eventually("vela cluster join", || lab.run("hub", &join)?.success());
+    eventually("the cluster joined by hand answering", || through_gateway(lab, cluster, "/version"));
 }
 
 #[test]

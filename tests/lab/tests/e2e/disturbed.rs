@@ -94,3 +94,17 @@ fn e_workflow_is_started_again_in_the_middle() {
     });
     assert_eq!(status["status"], "running", "{}", site::message(&status));
 }
+
+#[test]
+#[ignore = "make test-faults"]
+fn f_job_s_pod_is_evicted() {
+    let status = join_disturbed(175, "leading", json!({}), |lab| {
+        let running =
+            ["-l", "xregion.oam.dev/session", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}"];
+        let pod = lab.kubectl("hub", &[&["get", "pods", "-n", NAMESPACE], &running[..]].concat()).unwrap();
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}});
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction");
+        lab.kubectl_with_input("hub", &["create", "--raw", &path, "-f", "-"], &eviction.to_string()).unwrap();
+    });
+    assert_eq!(status["status"], "workflowFailed", "{}", site::message(&status));
+}

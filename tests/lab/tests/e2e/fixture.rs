@@ -109,6 +109,24 @@ pub fn fresh(host: u8) -> BusinessSpec {
     }
 }
 
+/// Starts business clusters and joins them by one step, each with properties of its own.
+pub fn join_all(specs: &[(&BusinessSpec, Value)]) {
+    let lab = joined();
+    let mut clusters = Vec::new();
+    for (spec, more) in specs {
+        lab.start_business(spec).unwrap();
+        let secret = format!("{}-kubeconfig", spec.name);
+        lab.put_kubeconfig(&secret, &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+        let region = if spec.region == Region::East { "proxy-east" } else { "proxy-west" };
+        clusters.push(properties(&spec.name, region, &secret, more.clone()));
+    }
+    let list = json!({"region": "proxy-east", "clusters": clusters});
+    lab.vela_up(&site::membership("joining", &list)).unwrap();
+    lab.await_running("joining").unwrap();
+    lab.vela_delete("joining").unwrap();
+    specs.iter().for_each(|(spec, _)| is_there(&spec.name));
+}
+
 /// Starts a business cluster and brings its kubeconfig, in the Secret `fresh`.
 pub fn bring(spec: &BusinessSpec) {
     lab().start_business(spec).unwrap();
@@ -143,7 +161,7 @@ pub fn kill_run(cluster: &str) {
 pub struct Snapshot(Vec<Value>);
 
 impl Snapshot {
-    /// Takes one; the Applications, but for `except`, are in it too.
+    /// Takes one; the Applications are in it too, but for those whose names start with `except`.
     pub fn take(lab: &Lab, except: &str) -> Self {
         let get = |cluster: &str, args: &[&str]| -> Value {
             let text =
@@ -164,7 +182,12 @@ impl Snapshot {
             json!(specs(get("hub", &["secrets", "-l", "cluster.core.oam.dev/cluster-credential-type"]), |s| {
                 json!([s["data"], s["metadata"]["labels"], s["metadata"]["annotations"], s["metadata"]["resourceVersion"]])
             })),
-            json!(specs(applications, |a| a["spec"].clone()).into_iter().filter(|entry| entry[0] != except).collect::<Vec<_>>()),
+            json!(
+                specs(applications, |a| a["spec"].clone())
+                    .into_iter()
+                    .filter(|entry| except.is_empty() || !entry[0].as_str().unwrap_or_default().starts_with(except))
+                    .collect::<Vec<_>>()
+            ),
             json!(["proxy-east", "proxy-west"].map(|proxy| {
                 let service = get(proxy, &["service", "cross-region-nginx-proxy-svc"]);
                 json!([

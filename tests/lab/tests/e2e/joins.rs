@@ -1,11 +1,14 @@
 //! Joins as users do them: one step in an Application, on clusters of every form.
 
-use serde_json::json;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 
 use super::fixture::{
-    Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, kill_run, lab, properties,
+    Duration, Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, lab, properties,
     regions,
 };
 
@@ -131,21 +134,6 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
 }
 
 #[test]
-fn h_join_that_was_killed_is_finished_by_the_next_one() {
-    let lab = joined();
-    let spec = fresh(122);
-    bring(&spec);
-    lab.vela_up(&site::membership("killed", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
-    await_stage("killed", "leading");
-    kill_run(&spec.name);
-    assert_eq!(lab.await_end("killed").unwrap()["status"], "workflowFailed");
-    lab.vela_delete("killed").unwrap();
-    lab.vela_up(&site::membership("again", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
-    lab.await_running("again").unwrap();
-    is_there(&spec.name);
-}
-
-#[test]
 fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     let lab = joined();
     let specs = [fresh(123), fresh(124), fresh(125)];
@@ -208,6 +196,60 @@ fn j_pods_pass_the_restricted_pod_security_standard() {
         assert!(!output.stderr.contains("xregion"), "{cluster}: {}", output.stderr);
         assert_eq!(cluster == "hub", output.stderr.contains("violate"), "{cluster}: {}", output.stderr);
     }
+}
+
+#[test]
+fn m_what_another_hub_has_of_a_cluster_of_the_same_name_is_left_alone() {
+    let lab = joined();
+    let spec = fresh(129);
+    // As another hub's xregion would write it, which leads to business-b.
+    let uid = "another-hub";
+    let short: String = Sha256::digest(uid).iter().map(|byte| format!("{byte:02x}")).take(4).collect();
+    let (name, port) = (format!("xregion-route-{}-{short}", spec.name), format!("{}-{short}", spec.name));
+    let data = json!({
+        "schema": "1", "hub": uid, "cluster": spec.name, "host": "10.80.1.32", "port": "6443", "listen": "9000", "mode": "port",
+    });
+    let theirs = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {
+            "app.kubernetes.io/managed-by": "xregion", "xregion.oam.dev/kind": "route", "xregion.oam.dev/hub": short,
+            "xregion.oam.dev/cluster": spec.name,
+        }},
+        "data": data,
+    });
+    lab.apply("proxy-east", &theirs).unwrap();
+    let entry = json!({"name": port, "port": 9000, "targetPort": 9000, "nodePort": 30080, "protocol": "TCP"});
+    let service = ["service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE];
+    let add = json!([{"op": "add", "path": "/spec/ports/-", "value": entry}]).to_string();
+    lab.kubectl("proxy-east", &[&["patch"], &service[..], &["--type=json", "-p", &add]].concat()).unwrap();
+    let node = SocketAddr::from((lab.cluster("proxy-east").unwrap().nodes[0].internal_ip, 30080));
+    let serves = || eventually("their route", || lab.dial("hub", node, Duration::from_secs(2)));
+    serves();
+
+    bring(&spec);
+    lab.vela_up(&site::membership("ours", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
+    lab.await_running("ours").unwrap();
+    is_there(&spec.name);
+    lab.vela_delete("ours").unwrap();
+    assert_ne!(annotation(&spec.name, "node-port"), "30080");
+    let left = lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap();
+    assert!(left.status.success(), "{left:?}");
+
+    let of_cluster = ["get", "configmaps", "-n", NAMESPACE, "-l", &format!("xregion.oam.dev/cluster={}", spec.name), "-o", "json"];
+    let routes: Value = serde_json::from_str(&lab.kubectl("proxy-east", &of_cluster).unwrap()).unwrap();
+    assert_eq!(routes["items"].as_array().unwrap().len(), 1, "{routes}");
+    assert_eq!(routes["items"][0]["data"], data);
+    let after = lab.kubectl("proxy-east", &[&["get"], &service[..], &["-o", "json"]].concat()).unwrap();
+    let after: Value = serde_json::from_str(&after).unwrap();
+    let ports = after["spec"]["ports"].as_array().unwrap();
+    let of_cluster: Vec<_> = ports.iter().filter(|port| port["name"].as_str().unwrap().starts_with(&spec.name)).collect();
+    assert_eq!(of_cluster, [&entry]);
+    serves();
+    let at = ports.iter().position(|port| *port == entry).unwrap();
+    let remove = json!([{"op": "remove", "path": format!("/spec/ports/{at}")}]).to_string();
+    lab.kubectl("proxy-east", &[&["patch"], &service[..], &["--type=json", "-p", &remove]].concat()).unwrap();
+    lab.kubectl("proxy-east", &["delete", "configmap", &name, "-n", NAMESPACE]).unwrap();
+    lab.stop_business(&spec.name).unwrap();
 }
 
 #[test]

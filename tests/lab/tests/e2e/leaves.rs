@@ -1,14 +1,16 @@
 //! Leaves: by the step and from a shell, with everything alive, with the cluster or its region dead, and after a death in the middle.
 
+use std::sync::OnceLock;
+
 use serde_json::{Value, json};
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
-use xregion_lab::{Lab, Region};
+use xregion_lab::{BusinessSpec, Lab, Region};
 
-use super::fixture::{Snapshot, await_stage, bring, eventually, fresh, is_there, joined, kill_run, lab, properties, regions};
+use super::fixture::{Snapshot, await_stage, bring, eventually, fresh, is_there, join_all, joined, kill_run, lab, properties};
 use super::laptop::xregion;
 
-fn leaving(name: &str, cluster: &str, more: &Value) -> Value {
+pub fn leaving(name: &str, cluster: &str, more: &Value) -> Value {
     let mut properties = more.clone();
     properties["cluster"] = json!(cluster);
     json!({
@@ -29,15 +31,19 @@ fn leave_from_laptop(args: &[&str]) -> xregion_lab::Output {
     lab().run("laptop", &[&[xregion().as_str(), "leave"], args].concat()).unwrap()
 }
 
-/// Joins a fresh cluster and forgets the Application.
-fn joined_fresh(host: u8) -> String {
-    let spec = fresh(host);
-    bring(&spec);
-    lab().vela_up(&site::membership("joining", &properties(&spec.name, "proxy-east", "fresh", json!({})))).unwrap();
-    lab().await_running("joining").unwrap();
-    lab().vela_delete("joining").unwrap();
-    is_there(&spec.name);
-    spec.name
+/// The clusters that leave in these tests, by their hosts; `DEAD_REGION` is one of region west.
+const LEAVING: [u8; 5] = [130, 131, DEAD_REGION, 133, 135];
+const DEAD_REGION: u8 = 132;
+
+/// Joins all of them, and gives the name of one.
+fn about_to_leave(host: u8) -> String {
+    static JOINED: OnceLock<()> = OnceLock::new();
+    JOINED.get_or_init(|| {
+        let specs = LEAVING
+            .map(|host| BusinessSpec { region: if host == DEAD_REGION { Region::West } else { Region::East }, ..fresh(host) });
+        join_all(&specs.iter().map(|spec| (spec, json!({}))).collect::<Vec<_>>());
+    });
+    fresh(host).name
 }
 
 /// Checks that neither hub nor region has anything of a cluster.
@@ -75,8 +81,7 @@ fn a_cluster_that_applications_use_does_not_leave_and_they_are_named() {
 
 #[test]
 fn b_cluster_leaves_without_a_trace_and_without_a_failed_request_elsewhere() {
-    regions();
-    let name = joined_fresh(130);
+    let name = about_to_leave(130);
     let load = Load::start(joined(), &["proxy-west", "business-a"]).unwrap();
     let message = leave(lab(), &name);
     let outcome = load.stop().unwrap();
@@ -95,8 +100,7 @@ fn b_cluster_leaves_without_a_trace_and_without_a_failed_request_elsewhere() {
 
 #[test]
 fn c_dead_cluster_leaves() {
-    regions();
-    let name = joined_fresh(131);
+    let name = about_to_leave(131);
     lab().stop_api(&name).unwrap();
     let output = leave_from_laptop(&[&name]);
     assert!(output.status.success(), "{output:?}");
@@ -107,34 +111,28 @@ fn c_dead_cluster_leaves() {
 #[test]
 fn d_cluster_of_a_dead_region_leaves_the_hub_and_the_region_when_that_is_back() {
     let lab = joined();
-    let mut spec = fresh(132);
-    spec.region = Region::West;
-    bring(&spec);
-    lab.vela_up(&site::membership("joining", &properties(&spec.name, "proxy-west", "fresh", json!({})))).unwrap();
-    lab.await_running("joining").unwrap();
-    lab.vela_delete("joining").unwrap();
+    let name = about_to_leave(DEAD_REGION);
     lab.stop_api("proxy-west").unwrap();
     let first = std::panic::catch_unwind(|| {
-        let output = leave_from_laptop(&[&spec.name]);
+        let output = leave_from_laptop(&[&name]);
         assert!(output.status.success(), "{output:?}");
         assert!(output.stdout.contains("its route in region proxy-west stays"), "{output:?}");
-        let secret =
-            lab.kubectl("hub", &["get", "secret", &spec.name, "-n", NAMESPACE, "--ignore-not-found", "-o", "name"]).unwrap();
+        let secret = lab.kubectl("hub", &["get", "secret", &name, "-n", NAMESPACE, "--ignore-not-found", "-o", "name"]).unwrap();
         assert_eq!(secret, "");
     });
     lab.start_api("proxy-west").unwrap();
     first.unwrap();
     eventually("proxy-west answering", || super::fixture::through_gateway(lab, "proxy-west", "/version").map(drop));
-    let output = leave_from_laptop(&[&spec.name]);
+    let output = leave_from_laptop(&[&name]);
     assert!(output.status.success() && output.stdout.contains("region proxy-west has nothing of it any more"), "{output:?}");
-    is_gone(&spec.name);
-    lab.stop_business(&spec.name).unwrap();
+    is_gone(&name);
+    lab.stop_business(&name).unwrap();
 }
 
 #[test]
 fn e_leave_that_was_killed_is_finished_by_the_next_one() {
     let lab = joined();
-    let name = joined_fresh(133);
+    let name = about_to_leave(133);
     lab.vela_up(&leaving("leaving", &name, &json!({}))).unwrap();
     await_stage("leaving", "taking ");
     kill_run(&name);
@@ -175,7 +173,7 @@ fn g_cluster_that_was_joined_directly_is_not_xregion_s_to_let_go() {
 #[test]
 fn h_leave_of_a_cluster_in_use_can_be_forced() {
     let lab = joined();
-    let name = joined_fresh(135);
+    let name = about_to_leave(135);
     lab.vela_up(&site::settings("settings", &name)).unwrap();
     lab.await_running("settings").unwrap();
     let output = leave_from_laptop(&[&name]);
@@ -190,4 +188,27 @@ fn h_leave_of_a_cluster_in_use_can_be_forced() {
     lab.vela_delete("settings").unwrap();
     lab.stop_business(&name).unwrap();
     is_there("business-a");
+}
+
+#[test]
+fn i_region_that_carries_clusters_is_not_removed() {
+    let lab = joined();
+    let removals = [
+        &["vela", "delete", "region-proxy-east", "-n", "default", "-y", "--wait"][..],
+        &["vela", "cluster", "detach", "proxy-east"],
+    ];
+    for removal in removals {
+        let output = lab.run(site::USER, removal).unwrap();
+        let said = format!("{}{}", output.stdout, output.stderr);
+        assert!(said.contains("region proxy-east carries cluster ") && said.contains("let it leave first"), "{output:?}");
+    }
+    is_there("business-a");
+    // Only that region, and not against who knows better.
+    let tried = |command: &[&str]| lab.kubectl("hub", &[command, &["--dry-run=server"]].concat());
+    tried(&["delete", "secret", "business-a-kubeconfig", "-n", NAMESPACE]).unwrap();
+    tried(&["delete", "application", "join-business-a"]).unwrap();
+    let region = ["application", "region-proxy-east"];
+    lab.kubectl("hub", &[&["annotate"], &region[..], &["xregion.oam.dev/remove=true"]].concat()).unwrap();
+    tried(&[&["delete"], &region[..]].concat()).unwrap();
+    lab.kubectl("hub", &[&["annotate"], &region[..], &["xregion.oam.dev/remove-"]].concat()).unwrap();
 }

@@ -9,6 +9,7 @@ mod changes;
 mod deaths;
 mod disturbed;
 mod fixture;
+mod identities;
 mod joins;
 mod kubeconfigs;
 mod lab;
