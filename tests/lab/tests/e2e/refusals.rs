@@ -6,6 +6,7 @@ use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 use xregion_lab::{BusinessSpec, Lab, Region};
 
 use super::fixture::{Snapshot, annotation, eventually, joined, lab, through_gateway};
+use super::laptop::run;
 
 /// A kubeconfig with what a test wants to be wrong in it.
 struct Brought {
@@ -71,39 +72,61 @@ impl Case {
     }
 }
 
-/// Runs joins side by side, each by an Application as its user would, and checks what the user sees and what the hub keeps.
+/// Runs joins that must be refused, and checks what their users see and what the hub keeps. The first is run by an Application, and those
+/// that only a step can ask for; the others side by side from a shell, as Jobs of the same kind.
 fn refused(cases: impl IntoIterator<Item = Case>) {
     let lab = joined();
-    let cases: Vec<Case> = cases.into_iter().collect();
+    let mut cases: Vec<Case> = cases.into_iter().collect();
     let before = Snapshot::take(lab, "refused");
-    let mut clusters = Vec::new();
-    for (number, case) in cases.iter().enumerate() {
-        let (name, secret) = (format!("refused-{number}"), format!("brought-{number}"));
-        let cluster = if case.cluster.is_empty() { format!("new-{number}") } else { case.cluster.clone() };
+    for (number, case) in cases.iter_mut().enumerate() {
+        let secret = format!("brought-{number}");
         lab.put_kubeconfig(&secret, &case.text).unwrap();
-        let mut properties = case.properties.clone();
-        properties["cluster"] = json!(cluster);
-        if properties["kubeconfig"].is_null() {
-            properties["kubeconfig"] = json!({"secret": secret});
+        if case.cluster.is_empty() {
+            case.cluster = format!("new-{number}");
         }
-        lab.vela_up(&site::membership(&name, &properties)).unwrap();
-        clusters.push(cluster);
+        if case.properties["kubeconfig"].is_null() {
+            case.properties["kubeconfig"] = json!({"secret": secret});
+        }
     }
-    for (number, (case, cluster)) in cases.iter().zip(&clusters).enumerate() {
-        let (name, cause) = (format!("refused-{number}"), &case.cause);
-        let status = lab.await_end(&name).unwrap();
-        assert_eq!(status["status"], "workflowFailed", "{cause}: {}", site::message(&status));
-        let shown = lab.vela(&["status", &name]).unwrap();
-        assert!(shown.contains(cause), "`vela status` does not show {cause:?}: {shown}");
-        let message = status["workflow"]["steps"][0]["message"].as_str().unwrap_or_default();
-        assert!(message.ends_with(')') && message.contains(" ("), "there is no hint in {message}");
-        assert_eq!(exit_code(lab, cluster), Some(case.code.into()), "exit code of: {message}");
-    }
+    std::thread::scope(|scope| {
+        let (first, others) = cases.split_first().unwrap();
+        let (by_step, by_shell): (Vec<_>, Vec<_>) = others.iter().partition(|case| case.cluster.starts_with('-'));
+        by_shell.into_iter().for_each(|case| drop(scope.spawn(|| refused_to_shell(case))));
+        by_step.into_iter().chain([first]).for_each(|case| refused_to_step(lab, case));
+    });
     before.assert_unchanged(lab, "refused");
     for number in 0..cases.len() {
-        lab.vela_delete(&format!("refused-{number}")).unwrap();
         lab.kubectl("hub", &["delete", "secret", &format!("brought-{number}"), "-n", NAMESPACE]).unwrap();
     }
+}
+
+fn refused_to_step(lab: &Lab, case: &Case) {
+    let Case { code, cause, cluster, properties, .. } = case;
+    let mut properties = properties.clone();
+    properties["cluster"] = json!(cluster);
+    lab.vela_up(&site::membership("refused", &properties)).unwrap();
+    let status = lab.await_end("refused").unwrap();
+    assert_eq!(status["status"], "workflowFailed", "{cause}: {}", site::message(&status));
+    let shown = lab.vela(&["status", "refused"]).unwrap();
+    assert!(shown.contains(cause), "`vela status` does not show {cause:?}: {shown}");
+    let message = status["workflow"]["steps"][0]["message"].as_str().unwrap_or_default();
+    assert!(message.ends_with(')') && message.contains(" ("), "there is no hint in {message}");
+    assert_eq!(exit_code(lab, cluster), Some((*code).into()), "exit code of: {message}");
+    lab.vela_delete("refused").unwrap();
+}
+
+fn refused_to_shell(case: &Case) {
+    let Case { code, cause, cluster, properties, .. } = case;
+    let mut args = vec!["join".to_owned(), cluster.clone(), format!("--region={}", properties["region"].as_str().unwrap())];
+    args.push(format!("--secret={}", properties["kubeconfig"]["secret"].as_str().unwrap()));
+    args.extend(properties["kubeconfig"]["key"].as_str().map(|key| format!("--secret-key={key}")));
+    args.extend(properties["nodePort"].as_u64().map(|port| format!("--node-port={port}")));
+    let labels = properties["labels"].as_object().into_iter().flatten();
+    args.extend(labels.map(|(key, value)| format!("--label={key}={}", value.as_str().unwrap())));
+    let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some((*code).into()), "{args:?}: {output:?}");
+    assert!(output.stderr.contains(cause.as_str()), "{cause:?}: {output:?}");
+    assert!(output.stderr.contains("\nhint: "), "{output:?}");
 }
 
 /// How the latest Job for a cluster ended.
