@@ -58,6 +58,10 @@ pub enum Command {
     ///
     /// KUBECONFIG points at the hub; the rest is asked through its cluster-gateway. It changes nothing.
     Status(StatusArgs),
+    /// Show what the regions have carried for each cluster: sessions and bytes.
+    ///
+    /// Each proxy counts since it started, and tells every 20 seconds. KUBECONFIG points at the hub.
+    Traffic(TrafficArgs),
     /// Check every link of the way to a cluster, in order, and name the first one that is broken.
     ///
     /// Without a cluster: the hub and every region. It changes nothing, and exits with 90 if a link is broken.
@@ -191,6 +195,26 @@ pub struct StatusArgs {
     /// The Deployment of cluster-gateway, if it can't be found by its APIService.
     #[arg(long, value_name = "DEPLOYMENT")]
     pub gateway: Option<String>,
+}
+
+/// Arguments of `traffic`.
+#[derive(Args, Debug)]
+pub struct TrafficArgs {
+    /// Only this region.
+    pub region: Option<ClusterName>,
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: TrafficOutput,
+}
+
+/// How `traffic` shows what it was told.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum TrafficOutput {
+    /// A table, for people.
+    #[default]
+    Table,
+    /// JSON, for programs.
+    Json,
 }
 
 /// Arguments of `doctor`.

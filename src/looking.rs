@@ -1,7 +1,7 @@
 //! Looking, without changing anything: what there is on the hub, in its regions and of the clusters joined through them. The hub's API
 //! is all it needs: the rest is asked through its cluster-gateway, everybody at once and nobody for long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -18,6 +18,7 @@ use crate::model::membership::Membership;
 use crate::model::names::ClusterName;
 use crate::model::observed::{Answer, Inside, Observed, SeenCluster, SeenGateway, SeenRegion};
 use crate::model::recorded::Recorded;
+use crate::model::traffic::RegionTraffic;
 use crate::region::Region;
 
 /// How long a region may take to tell all that is asked of it.
@@ -65,6 +66,27 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
     })
 }
 
+/// What the regions that a hub has clusters in have carried for it, or one of them.
+///
+/// # Errors
+/// The hub can't be read. A region that can't be is in the answer, with the reason.
+pub async fn traffic(hub: &Hub, asked: Option<&ClusterName>) -> Result<Vec<RegionTraffic>> {
+    let clusters = hub.joined_clusters().await?;
+    let mut regions: BTreeSet<ClusterName> =
+        clusters.iter().filter_map(|cluster| cluster.membership()).map(|membership| membership.region).collect();
+    if let Some(asked) = asked {
+        regions = [asked.clone()].into();
+    }
+    let told = regions.into_iter().map(|name| async move {
+        let read = async { Region::enter(hub, &name).await?.traffic().await };
+        match timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(silent(&name))) {
+            Ok(proxies) => RegionTraffic::of(name, &hub.id, &proxies.into_values().collect::<Vec<_>>()),
+            Err(failure) => RegionTraffic::unread(name, failure.cause()),
+        }
+    });
+    Ok(join_all(told).await)
+}
+
 async fn look_at_gateway(hub: &Hub, name: Option<&str>) -> Result<SeenGateway> {
     let gateway = hub.gateway(name).await?;
     let (aliases, waiting) = try_join!(gateway.aliases(), gateway.waits_for())?;
@@ -72,14 +94,16 @@ async fn look_at_gateway(hub: &Hub, name: Option<&str>) -> Result<SeenGateway> {
 }
 
 async fn look_into(hub: &Hub, name: ClusterName) -> SeenRegion {
-    let inside = timeout(PATIENCE, read(hub, &name)).await.unwrap_or_else(|_| {
-        Err(Failure::new(
-            Kind::RegionUnreachable,
-            format!("region {name} has not answered within {} s", PATIENCE.as_secs()),
-            format!("check the way from the hub to the proxy cluster: vela cluster probe {name}"),
-        ))
-    });
+    let inside = timeout(PATIENCE, read(hub, &name)).await.unwrap_or_else(|_| Err(silent(&name)));
     SeenRegion { name, inside }
+}
+
+fn silent(name: &ClusterName) -> Failure {
+    Failure::new(
+        Kind::RegionUnreachable,
+        format!("region {name} has not answered within {} s", PATIENCE.as_secs()),
+        format!("check the way from the hub to the proxy cluster: vela cluster probe {name}"),
+    )
 }
 
 async fn read(hub: &Hub, name: &ClusterName) -> Result<Inside> {

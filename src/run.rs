@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::cli::{
     self, Cli, Command, DoctorArgs, JoinArgs, KubeconfigArgs, LeaveArgs, MemberArg, Output, PlanArgs, PlanOf, PlanOutput,
-    StatusArgs,
+    StatusArgs, TrafficArgs, TrafficOutput,
 };
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
@@ -25,7 +25,7 @@ use crate::model::checkup::Checkup;
 use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
 use crate::model::overview::Overview;
-use crate::model::tree;
+use crate::model::{traffic, tree};
 use crate::undo::Undo;
 use crate::{agent, files, job, leave, looking};
 
@@ -46,6 +46,7 @@ pub async fn run() -> ExitCode {
         Command::Plan(args) => plan(args).await.map(|message| say(&message)),
         Command::Kubeconfig(args) => kubeconfig(args).await,
         Command::Status(args) => status(args).await.map(|text| say(&text)),
+        Command::Traffic(args) => traffic(args).await.map(|text| say(&text)),
         Command::Doctor(args) => return doctor(args).await,
         Command::Completions { shell } => {
             say(&cli::completions(shell));
@@ -225,6 +226,16 @@ async fn status(args: StatusArgs) -> Result<String> {
         Output::Json => serde_json::to_string_pretty(&overview).map_err(|error| unexpected(error.to_string())),
         Output::Yaml => {
             serde_saphyr::to_string(&overview).map(|text| text.trim_end().to_owned()).map_err(|error| unexpected(error.to_string()))
+        }
+    }
+}
+
+async fn traffic(args: TrafficArgs) -> Result<String> {
+    let regions = looking::traffic(&Hub::connect().await?, args.region.as_ref()).await?;
+    match args.output {
+        TrafficOutput::Table => Ok(traffic::table(&regions)),
+        TrafficOutput::Json => {
+            serde_json::to_string_pretty(&regions).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
         }
     }
 }

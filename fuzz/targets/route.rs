@@ -34,8 +34,10 @@ fuzz_target!(|texts: Vec<Option<String>>| {
     let (listen, port) = (route.listen, route.port);
     let files = host.render(&timeouts, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
     let (_, text) = files.iter().find(|(name, _)| name.starts_with("routes/")).expect("the route's file");
-    let directives: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).map(str::trim).collect();
+    let (log, directives): (Vec<&str>, Vec<&str>) =
+        text.lines().filter(|line| !line.starts_with('#')).map(str::trim).partition(|line| line.starts_with("log_format "));
     let name = directives[0].strip_prefix("upstream ").and_then(|rest| rest.strip_suffix(" {")).expect("an upstream");
+    assert!(log.len() == 1 && log[0].matches('\'').count() == 2 && log[0].ends_with("}';"), "{log:?}");
     assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name:?}");
     let want = [
         format!("upstream {name} {{"),
@@ -44,6 +46,7 @@ fuzz_target!(|texts: Vec<Option<String>>| {
         "server {".into(),
         format!("listen {listen} so_keepalive=60s:15s:4;"),
         format!("proxy_pass {name};"),
+        format!("access_log /dev/stdout {name};"),
         "}".into(),
     ];
     assert_eq!(directives, want);

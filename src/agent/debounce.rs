@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A burst is over when nothing has changed for this long.
-const QUIET: Duration = Duration::from_millis(200);
-/// But nothing waits longer than this; and a reload this long ago makes no burst.
-const PATIENCE: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(1);
+/// But nothing waits longer than this.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// A reload this long ago makes no burst.
+const CALM: Duration = Duration::from_secs(2);
 
 /// The changes since the last reload.
 #[derive(Debug, Default)]
@@ -27,7 +29,7 @@ impl Debounce {
     /// When to apply the changes; nothing if there are none.
     pub fn due(&self) -> Option<Instant> {
         let (first, last) = self.changes?;
-        let quiet = self.reloaded.is_none_or(|at| first.saturating_duration_since(at) >= PATIENCE);
+        let quiet = self.reloaded.is_none_or(|at| first.saturating_duration_since(at) >= CALM);
         Some(if quiet { first } else { (last + QUIET).min(first + PATIENCE) })
     }
 
@@ -51,10 +53,10 @@ mod tests {
         for (name, reloaded, changes, want) in [
             ("nothing changed", Some(0), &[][..], None),
             ("the first change ever", None, &[10], Some(10)),
-            ("a change after a quiet time", Some(0), &[1500], Some(1500)),
-            ("a change right after a reload", Some(0), &[100], Some(300)),
-            ("a burst", Some(0), &[100, 200, 300], Some(500)),
-            ("a burst that does not end", Some(0), &[100, 290, 480, 670, 860, 1050], Some(1100)),
+            ("a change after a quiet time", Some(0), &[2500], Some(2500)),
+            ("a change right after a reload", Some(0), &[100], Some(1100)),
+            ("a burst", Some(0), &[100, 200, 300], Some(1300)),
+            ("a burst that does not end", Some(0), &[100, 900, 1800, 2700, 3600, 4500], Some(4100)),
         ] {
             let mut debounce = Debounce::default();
             if let Some(ms) = reloaded {

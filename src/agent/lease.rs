@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::model::names::{KIND, MANAGER};
 use crate::model::region::KIND_PROXY;
 use crate::model::report::{APPLIED, Report};
+use crate::model::traffic::{TRAFFIC, Traffic};
 
 /// Who writes the Lease.
 const FIELD_MANAGER: &str = "xregion-agent";
@@ -34,11 +35,16 @@ pub struct Pod {
 }
 
 /// Writes the latest of the `reports`, again on every change and from time to time, until nobody reports any more.
-pub(super) async fn keep(leases: Api<Lease>, pod: Pod, mut reports: watch::Receiver<Report>) {
+pub(super) async fn keep(
+    leases: Api<Lease>,
+    pod: Pod,
+    mut reports: watch::Receiver<Report>,
+    traffic: impl Fn() -> Traffic + Send + 'static,
+) {
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let mut retry = RETRY;
     loop {
-        let lease = lease(&pod, &reports.borrow_and_update(), Timestamp::now());
+        let lease = lease(&pod, &reports.borrow_and_update(), &traffic(), Timestamp::now());
         let written = timeout(PATIENCE, leases.patch(&pod.name, &params, &Patch::Apply(&lease))).await;
         let pause = match written.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs())) {
             Ok(Ok(_)) => {
@@ -60,13 +66,19 @@ pub(super) async fn keep(leases: Api<Lease>, pod: Pod, mut reports: watch::Recei
     }
 }
 
-fn lease(pod: &Pod, report: &Report, now: Timestamp) -> Lease {
+fn lease(pod: &Pod, report: &Report, traffic: &Traffic, now: Timestamp) -> Lease {
+    let (report, traffic) = annotations(report, traffic);
     let labels = [("app.kubernetes.io/managed-by", MANAGER), (KIND, KIND_PROXY)];
     Lease {
         metadata: ObjectMeta {
             name: Some(pod.name.clone()),
             labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-            annotations: Some([(APPLIED.to_owned(), compact(report))].into()),
+            annotations: Some(
+                [Some((APPLIED.to_owned(), report)), traffic.map(|json| (TRAFFIC.to_owned(), json))]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+            ),
             // The garbage collector removes the Lease after the pod.
             owner_references: Some(vec![OwnerReference {
                 api_version: "v1".into(),
@@ -84,6 +96,13 @@ fn lease(pod: &Pod, report: &Report, now: Timestamp) -> Lease {
             ..LeaseSpec::default()
         }),
     }
+}
+
+/// The report, which joins wait for, and the traffic where there is room for it beside.
+fn annotations(report: &Report, traffic: &Traffic) -> (String, Option<String>) {
+    let report = compact(report);
+    let traffic = serde_json::to_string(traffic).ok().filter(|json| json.len() + report.len() <= LONGEST_REPORT);
+    (report, traffic)
 }
 
 /// The report as JSON; where it would be too long for an annotation, without what is only for people.
@@ -108,6 +127,7 @@ mod tests {
 
     use super::*;
     use crate::model::report::{Applied, Problem, Reason};
+    use crate::model::traffic::{Carried, Of};
 
     type Server = Handle<Request<Body>, Response<Body>>;
 
@@ -135,7 +155,12 @@ mod tests {
         let (service, mut server) = pair();
         let leases = Api::namespaced(Client::new(service, "vela-system"), "vela-system");
         let (sender, reports) = watch::channel(report("1"));
-        let task = tokio::spawn(keep(leases, Pod { name: "proxy-1".into(), uid: "u1".into() }, reports));
+        let task = tokio::spawn(keep(leases, Pod { name: "proxy-1".into(), uid: "u1".into() }, reports, || {
+            Traffic::new(
+                Timestamp::UNIX_EPOCH,
+                [(&Of { cluster: "a".into(), hub: "h".into() }, Carried { open: 1, ..Carried::default() })],
+            )
+        }));
 
         let (method, uri, body) = answer(&mut server, StatusCode::INTERNAL_SERVER_ERROR).await;
         assert_eq!(method, Method::PATCH);
@@ -147,6 +172,8 @@ mod tests {
         assert_eq!(body["kind"], "Lease");
         assert_eq!(body["metadata"]["labels"]["xregion.oam.dev/kind"], "proxy");
         assert_eq!(body["metadata"]["annotations"]["xregion.oam.dev/applied"], r#"{"xregion-route-a-0123":{"digest":"1"}}"#);
+        let traffic = r#"{"since":"1970-01-01T00:00:00Z","carried":{"h/a":[0,0,1,0,0]}}"#;
+        assert_eq!(body["metadata"]["annotations"]["xregion.oam.dev/traffic"], traffic);
         assert_eq!(
             body["metadata"]["ownerReferences"],
             json!([{"apiVersion": "v1", "kind": "Pod", "name": "proxy-1", "uid": "u1"}])

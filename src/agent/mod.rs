@@ -4,18 +4,26 @@
 //! ConfigMaps (watched) ──┐
 //! own networks ──────────┼─► plan ─► rendered files ─► nginx -t, switch, reload, seen to be served ─► Lease
 //! DNS (per name) ────────┘
+//!
+//! nginx's records of sessions ─┐
+//! the kernel's open sockets ───┴─► numbers ─► /metrics, Lease
 //! ```
 
+mod access_log;
 mod debounce;
+mod endpoints;
 mod health;
 mod install;
 mod lease;
 mod log;
+mod metrics;
 mod names;
 mod networks;
 pub mod nginx;
 mod plan;
+mod sockets;
 mod watched;
+mod workers;
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -35,9 +43,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use self::debounce::Debounce;
+use self::endpoints::Endpoints;
 use self::health::Health;
 pub use self::install::install;
 use self::lease::Pod;
+use self::metrics::Metrics;
 use self::names::Names;
 use self::nginx::{Nginx, Outcome};
 use self::plan::{Facts, Plan, Serving};
@@ -64,7 +74,7 @@ pub struct AgentArgs {
     /// The directory for nginx's configuration; nothing is written anywhere else
     #[arg(long, value_name = "DIRECTORY", default_value = "/run/xregion")]
     pub dir: PathBuf,
-    /// The port of /livez and /readyz
+    /// The port of /livez, /readyz and /metrics
     #[arg(long, value_name = "PORT", default_value_t = 7080)]
     pub health_port: u16,
     /// The name of the pod, and so of the Lease that says what it serves
@@ -102,22 +112,30 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let AgentArgs { nginx, dir, health_port, pod_name, pod_uid, pod_namespace } = args;
     let mut background = JoinSet::new();
-    let health = Health::new();
-    background.spawn(health::serve(health_port, health.clone()).await?);
+    let (health, metrics) = (Health::new(), Metrics::new());
+    let endpoints = Endpoints { health: health.clone(), metrics: metrics.clone() };
+    background.spawn(endpoints::serve(health_port, endpoints).await?);
     let host = nginx::inspect(&nginx, &dir).await?;
     let files = host.render(&NO_TRAFFIC, []);
-    let nginx = Nginx::start(&nginx, host, files).await?;
+    let mut nginx = Nginx::start(&nginx, host, files).await?;
+    metrics.set_nginx(nginx.id());
+    if let Some(records) = nginx.take_access_log() {
+        // Not in the background that ends with the agent: what ends while nginx ends is recorded, too.
+        tokio::spawn(access_log::follow(records, metrics.clone()));
+    }
 
     // The first report is empty: it takes back what this pod said before its container was restarted.
     let (reports, reported) = watch::channel(Report::default());
     let pod = Pod { name: pod_name, uid: pod_uid };
-    background.spawn(lease::keep(Api::namespaced(client.clone(), &pod_namespace), pod, reported));
+    let traffic = metrics.clone();
+    let told = move || traffic.traffic();
+    background.spawn(lease::keep(Api::namespaced(client.clone(), &pod_namespace), pod, reported, told));
     let (sender, own) = watch::channel(None);
     background.spawn(networks::keep(client.clone(), sender));
 
     let names = Names::new(resolver);
     let (watched, serving, debounce, rejected) = (Watched::default(), Serving::new(), Debounce::default(), false);
-    let mut agent = Agent { nginx, health, health_port, own, names, reports, watched, serving, debounce, rejected };
+    let mut agent = Agent { nginx, health, metrics, health_port, own, names, reports, watched, serving, debounce, rejected };
     let events = watched::config_maps(client, &pod_namespace);
     tokio::select! {
         ended = agent.follow(events) => return ended,
@@ -135,6 +153,7 @@ pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, sto
 struct Agent {
     nginx: Nginx,
     health: Health,
+    metrics: Metrics,
     health_port: u16,
     own: watch::Receiver<Option<Vec<IpNet>>>,
     names: Names,
@@ -188,8 +207,12 @@ impl Agent {
         let (routes, problems, ms) = (plan.served.len(), plan.problems.len(), start.elapsed().as_millis());
         match &outcome {
             Outcome::Unchanged => {}
-            Outcome::Reloaded { generation } => tracing::info!(routes, problems, generation, ms, "reloaded"),
+            Outcome::Reloaded { generation } => {
+                self.metrics.reloaded("served");
+                tracing::info!(routes, problems, generation, ms, "reloaded")
+            }
             Outcome::Rejected { message } => {
+                self.metrics.reloaded("rejected");
                 tracing::error!(routes, problems, message, ms, "nginx keeps its last good configuration")
             }
         }
@@ -206,6 +229,7 @@ impl Agent {
                     self.health.set_ready(true);
                 }
                 let report = plan.report();
+                self.metrics.serving(&plan);
                 self.serving = plan.served;
                 report
             }

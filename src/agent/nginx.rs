@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::log::Log;
@@ -90,7 +90,7 @@ impl Nginx {
         tracing::info!(version = host.build.version, directory = %host.directory.display(), ipv6 = host.ipv6, "starting nginx");
         let mut child = command(binary, &host, &host.directory.join("current"))
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("can't start {}", binary.display()))?;
@@ -98,6 +98,16 @@ impl Nginx {
         let mut nginx = Self { binary: binary.to_owned(), host, child, log, generation, files };
         nginx.served(generation).await?;
         Ok(nginx)
+    }
+
+    /// The records of sessions that ended, once. Whoever runs nginx must read them.
+    pub fn take_access_log(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// The process number of its first process, while that runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// What to render configurations for.

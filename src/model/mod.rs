@@ -20,5 +20,6 @@ pub mod region;
 pub mod report;
 pub mod rollout;
 pub mod route;
+pub mod traffic;
 pub mod tree;
 pub mod usage;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Failure, Kind};
@@ -36,7 +37,7 @@ fn is_rfc1123_label(text: &str) -> bool {
 }
 
 /// The name of a cluster in KubeVela: an RFC 1123 label other than `local`.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ClusterName(String);
 
 impl ClusterName {

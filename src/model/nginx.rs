@@ -128,7 +128,6 @@ events {{
     worker_connections {connections};
 }}
 stream {{
-    access_log off;
     proxy_connect_timeout {connect}s;
     proxy_timeout {idle}s;
     proxy_socket_keepalive on;
@@ -147,7 +146,17 @@ stream {{
 
     fn route(&self, Served { route, addresses }: &Served) -> String {
         let name = label(route);
-        let mut text = format!("# {}, {}:{}\nupstream {name} {{\n", route.cluster, route.host, route.port);
+        let mut text = format!("# {}, {}:{}\n", route.cluster, route.host, route.port);
+        // What is JSON for us is text for nginx, which fills the rest in; neither name can hold a character that means something to either.
+        let _ = writeln!(
+            text,
+            "log_format {name} escape=json '{{\"time\":\"$time_iso8601\",\"cluster\":\"{cluster}\",\"hub\":\"{hub}\",\"from\":\"$remote_addr\",\
+             \"to\":\"$upstream_addr\",\"status\":$status,\"received\":$bytes_received,\"sent\":$bytes_sent,\"seconds\":$session_time,\
+             \"connect\":\"$upstream_connect_time\"}}';",
+            cluster = route.cluster,
+            hub = route.hub.short(),
+        );
+        let _ = writeln!(text, "upstream {name} {{");
         for address in addresses {
             // Without `max_fails=0` nginx sets a failing address aside for 10 s, and once all are it refuses every connection,
             // also when the API server is back. So each connection tries in turn; DNS says which addresses are still good.
@@ -158,7 +167,7 @@ stream {{
             // Load balancers and NATs forget a silent connection after minutes; Linux's first keepalive comes after two hours.
             let _ = writeln!(text, "    listen {listener}{} so_keepalive=60s:15s:4;", route.listen);
         }
-        let _ = write!(text, "    proxy_pass {name};\n}}\n");
+        let _ = write!(text, "    proxy_pass {name};\n    access_log /dev/stdout {name};\n}}\n");
         text
     }
 }
@@ -235,9 +244,11 @@ mod tests {
     fn a_route_becomes_one_file_named_after_its_cluster() {
         let files = host().render(&timeouts(), [&served("business-a", "api.example", &["10.80.1.31", "2001:db8::1"])]);
         let hub = HubId::new("hub-uid").short();
-        let want = "# business-a, api.example:443\nupstream business-a-HUB {\n    server 10.80.1.31:443 max_fails=0;\n    \
+        let want = "# business-a, api.example:443\nlog_format business-a-HUB escape=json '{\"time\":\"$time_iso8601\",\"cluster\":\"business-a\",\
+            \"hub\":\"HUB\",\"from\":\"$remote_addr\",\"to\":\"$upstream_addr\",\"status\":$status,\"received\":$bytes_received,\
+            \"sent\":$bytes_sent,\"seconds\":$session_time,\"connect\":\"$upstream_connect_time\"}';\nupstream business-a-HUB {\n    server 10.80.1.31:443 max_fails=0;\n    \
             server [2001:db8::1]:443 max_fails=0;\n}\nserver {\n    listen 8000 so_keepalive=60s:15s:4;\n    \
-            listen [::]:8000 so_keepalive=60s:15s:4;\n    proxy_pass business-a-HUB;\n}\n";
+            listen [::]:8000 so_keepalive=60s:15s:4;\n    proxy_pass business-a-HUB;\n    access_log /dev/stdout business-a-HUB;\n}\n";
         assert_eq!(files[&format!("routes/business-a-{hub}.conf")], want.replace("HUB", &hub));
         assert_eq!(files.len(), 2);
     }

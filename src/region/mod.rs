@@ -11,6 +11,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
+use serde::de::DeserializeOwned;
 
 use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, root_cause};
@@ -18,6 +19,7 @@ use crate::model::names::{ClusterName, KIND, NAMESPACE};
 use crate::model::nodes::{EntryNode, entry_nodes};
 use crate::model::region::{CONFIG_MAP, KEY, KIND_PROXY, Region as Settings};
 use crate::model::report::{APPLIED, Report};
+use crate::model::traffic::{TRAFFIC, Traffic};
 
 /// How long any single call may take before it is given up: it crosses two API servers and the gateway.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -96,6 +98,16 @@ impl Region {
 
     /// What each proxy reports, by its name.
     pub async fn reports(&self) -> Result<BTreeMap<String, Report>> {
+        self.told(APPLIED).await
+    }
+
+    /// What each proxy has carried, by its name.
+    pub async fn traffic(&self) -> Result<BTreeMap<String, Traffic>> {
+        self.told(TRAFFIC).await
+    }
+
+    /// What proxies tell in an annotation of their Leases.
+    async fn told<T: DeserializeOwned>(&self, annotation: &str) -> Result<BTreeMap<String, T>> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
         let list = call(
             &self.name,
@@ -103,8 +115,8 @@ impl Region {
             leases.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}"))),
         )
         .await?;
-        let report = |lease: &Lease| serde_json::from_str(lease.annotations().get(APPLIED)?).ok();
-        Ok(list.items.iter().filter_map(|lease| Some((lease.name_any(), report(lease)?))).collect())
+        let told = |lease: &Lease| serde_json::from_str(lease.annotations().get(annotation)?).ok();
+        Ok(list.items.iter().filter_map(|lease| Some((lease.name_any(), told(lease)?))).collect())
     }
 }
 

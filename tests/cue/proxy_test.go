@@ -239,6 +239,20 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func TestAPodMonitorIsMadeOnRequestOnly(t *testing.T) {
+	monitored := func(parameters map[string]any) bool {
+		_, objects, err := renderProxy(t, parameters)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, found := objects["PodMonitor/east"]
+		return found
+	}
+	if monitored(map[string]any{}) || !monitored(map[string]any{"podMonitor": true}) {
+		t.Error("podMonitor decides nothing")
+	}
+}
+
 // An example that doesn't render is worse than none.
 func TestTheExampleOfARegionRenders(t *testing.T) {
 	var app v1beta1.Application

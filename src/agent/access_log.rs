@@ -1,0 +1,145 @@
+//! nginx's record of each session that ended: counted, and passed on as this proxy's access log, one JSON object a line on standard output.
+
+use std::io::Write as _;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::ChildStdout;
+
+use super::metrics::Metrics;
+
+/// Follows the records to their end. They must be read: nginx waits for whoever does.
+pub(super) async fn follow(records: ChildStdout, metrics: Metrics) {
+    let mut lines = BufReader::new(records).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str(&line) {
+            Ok(session) => metrics.ended(&session),
+            Err(error) => tracing::warn!(%error, "a record of nginx's can't be read"),
+        }
+        // Who reads this proxy's log is not its trouble.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+    use std::path::Path;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::{Instant, sleep};
+
+    use super::super::nginx::{Nginx, inspect};
+    use super::super::plan::Plan;
+    use super::*;
+    use crate::model::names::{HubId, Slot};
+    use crate::model::nginx::Served;
+    use crate::model::region::Timeouts;
+    use crate::model::route::Route;
+
+    const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    async fn free_port() -> u16 {
+        TcpListener::bind((LOCAL, 0)).await.unwrap().local_addr().unwrap().port()
+    }
+
+    fn served(cluster: &str, listen: u16, port: u16) -> Served {
+        let (hub, cluster, host) = (HubId::new("hub"), cluster.parse().unwrap(), "api.example".parse().unwrap());
+        let route = Route { slot: Slot::First, hub, cluster, host, port, listen, alias: None, proven_at: None, uid: String::new() };
+        Served { route, addresses: vec![LOCAL] }
+    }
+
+    /// An upstream that answers three bytes for each that it gets.
+    async fn thrice() -> SocketAddr {
+        let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut bytes = [0; 1000];
+                    while let Ok(read @ 1..) = stream.read(&mut bytes).await {
+                        stream.write_all(&[0; 3000][..3 * read]).await.unwrap();
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    async fn talk(stream: &mut TcpStream, length: usize) {
+        stream.write_all(&vec![1; length]).await.unwrap();
+        stream.read_exact(&mut vec![0; 3 * length]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn every_byte_is_counted_once_whether_its_session_ended_or_is_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let (busy, dead) = (free_port().await, free_port().await);
+        let plan = Plan {
+            served: [
+                ("busy".into(), served("busy", busy, thrice().await.port())),
+                ("dead".into(), served("dead", dead, free_port().await)),
+            ]
+            .into(),
+            ..Plan::default()
+        };
+        let nginx = Path::new("/usr/sbin/nginx");
+        let host = inspect(nginx, directory.path()).await.unwrap();
+        let files = host.render(&Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, plan.served.values());
+        let mut nginx = Nginx::start(nginx, host, files).await.unwrap();
+        let metrics = Metrics::new();
+        metrics.set_nginx(nginx.id());
+        metrics.serving(&plan);
+        tokio::spawn(follow(nginx.take_access_log().unwrap(), metrics.clone()));
+
+        for length in [100, 2000] {
+            let mut stream = TcpStream::connect((LOCAL, busy)).await.unwrap();
+            talk(&mut stream, length).await;
+        }
+        let mut open = TcpStream::connect((LOCAL, busy)).await.unwrap();
+        talk(&mut open, 50).await;
+        drop(TcpStream::connect((LOCAL, dead)).await.unwrap().read(&mut [0]).await);
+
+        let hub = HubId::new("hub");
+        let sums = |metrics: &Metrics| {
+            metrics.traffic().of_hub(&hub).map(|(name, sum)| (name.to_string(), <[u64; 5]>::from(sum))).collect::<Vec<_>>()
+        };
+        let settled = async |want: [(&str, [u64; 5]); 2]| {
+            let start = Instant::now();
+            let want = want.map(|(name, sum)| (name.to_owned(), sum));
+            while sums(&metrics) != want {
+                assert!(start.elapsed() < Duration::from_secs(5), "{:?} is not {want:?}", sums(&metrics));
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        settled([("busy", [2, 0, 1, 2150, 6450]), ("dead", [1, 1, 0, 0, 0])]).await;
+        let text = metrics.text();
+        let of = format!("cluster=\"busy\",hub=\"{}\"", hub.short());
+        for line in [
+            format!("xregion_sessions_total{{{of},status=\"200\"}} 2"),
+            format!("xregion_session_bytes_total{{{of},direction=\"to_cluster\"}} 2100"),
+            format!("xregion_open_sessions{{{of}}} 1"),
+            format!("xregion_open_bytes{{{of},direction=\"from_cluster\"}} 150"),
+            format!("xregion_sessions_total{{cluster=\"dead\",hub=\"{}\",status=\"502\"}} 1", hub.short()),
+            format!("xregion_session_duration_seconds_count{{{of}}} 2"),
+            "xregion_routes{state=\"served\"} 2".to_owned(),
+            "xregion_draining_workers 0".to_owned(),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+
+        // A change leaves the old worker with what is open, which is counted on.
+        let files = nginx.host().render(&Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, []);
+        nginx.apply(files).await;
+        talk(&mut open, 50).await;
+        let start = Instant::now();
+        while !metrics.text().contains("xregion_draining_workers 1\n") {
+            assert!(start.elapsed() < Duration::from_secs(5), "{}", metrics.text());
+        }
+        settled([("busy", [2, 0, 1, 2200, 6600]), ("dead", [1, 1, 0, 0, 0])]).await;
+        drop(open);
+        settled([("busy", [3, 0, 0, 2200, 6600]), ("dead", [1, 1, 0, 0, 0])]).await;
+        nginx.stop(Duration::ZERO).await;
+    }
+}

@@ -1,0 +1,197 @@
+//! What a proxy tells in numbers: at `/metrics`, as OpenMetrics, and in its Lease.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::plan::Plan;
+use super::{sockets, workers};
+use crate::model::route::Route;
+use crate::model::traffic::{Carried, Of, Session, Traffic};
+
+/// The media type of OpenMetrics' text.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Upper bounds, in seconds: of a session, from one request to a watch of hours, and of a connection to an API server.
+const DURATIONS: [f64; 9] = [0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
+const CONNECTS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 3.0];
+
+/// Labels of one cluster's numbers, and one more.
+type Labels<const N: usize> = [(&'static str, String); N];
+type ByCluster<M> = Family<Labels<2>, M, fn() -> M>;
+
+/// The numbers of a proxy; clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    sessions: Family<Labels<3>, Counter>,
+    bytes: Family<Labels<3>, Counter>,
+    durations: ByCluster<Histogram>,
+    connects: ByCluster<Histogram>,
+    open: Family<Labels<2>, Gauge>,
+    open_bytes: Family<Labels<3>, Gauge>,
+    routes: Family<Labels<1>, Gauge>,
+    reloads: Family<Labels<1>, Counter>,
+    draining: Gauge,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    since: Timestamp,
+    /// Whose sessions come in by a port. One that is gone stays here: what is open on it still is its.
+    ports: BTreeMap<u16, Of>,
+    ended: BTreeMap<Of, Carried>,
+    /// nginx's first process.
+    master: Option<u32>,
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("xregion");
+        let histogram = |bounds: fn() -> Histogram| Family::new_with_constructor(bounds);
+        let metrics = Inner {
+            sessions: Family::default(),
+            bytes: Family::default(),
+            durations: histogram(|| Histogram::new(DURATIONS)),
+            connects: histogram(|| Histogram::new(CONNECTS)),
+            open: Family::default(),
+            open_bytes: Family::default(),
+            routes: Family::default(),
+            reloads: Family::default(),
+            draining: Gauge::default(),
+            state: Mutex::new(State { since: Timestamp::now(), ports: BTreeMap::new(), ended: BTreeMap::new(), master: None }),
+            registry: Registry::default(),
+        };
+        registry.register("build", "This program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register(
+            "sessions",
+            "Sessions that ended, by nginx's status: 200 reached the cluster, 502 did not",
+            metrics.sessions.clone(),
+        );
+        registry.register_with_unit(
+            "session",
+            "Bytes of sessions that ended, to the cluster and from it; those of open ones are in xregion_open_bytes",
+            Unit::Bytes,
+            metrics.bytes.clone(),
+        );
+        registry.register_with_unit("session_duration", "How long sessions lasted", Unit::Seconds, metrics.durations.clone());
+        registry.register_with_unit(
+            "connect_duration",
+            "How long it took to reach clusters",
+            Unit::Seconds,
+            metrics.connects.clone(),
+        );
+        registry.register("open_sessions", "Sessions that are open", metrics.open.clone());
+        registry.register_with_unit("open", "Bytes that sessions carried which are open", Unit::Bytes, metrics.open_bytes.clone());
+        registry.register("routes", "Routes, by whether they are served or can't be", metrics.routes.clone());
+        registry.register("reloads", "Changes of nginx's configuration, by what became of them", metrics.reloads.clone());
+        registry.register(
+            "draining_workers",
+            "nginx processes of earlier configurations, which end with their last session or at timeouts.drainSeconds",
+            metrics.draining.clone(),
+        );
+        Self(Arc::new(Inner { registry, ..metrics }))
+    }
+
+    /// nginx runs, as this process.
+    pub fn set_nginx(&self, master: Option<u32>) {
+        self.state().master = master;
+    }
+
+    /// A session ended.
+    pub fn ended(&self, session: &Session) {
+        let of = &session.of;
+        self.0.sessions.get_or_create(&with(of, "status", session.status)).inc();
+        self.0.bytes.get_or_create(&with(of, "direction", "to_cluster")).inc_by(session.received);
+        self.0.bytes.get_or_create(&with(of, "direction", "from_cluster")).inc_by(session.sent);
+        self.0.durations.get_or_create(&labels(of)).observe(session.seconds);
+        if let Some(seconds) = session.connect_seconds() {
+            self.0.connects.get_or_create(&labels(of)).observe(seconds);
+        }
+        *self.state().ended.entry(of.clone()).or_default() += Carried::of(session);
+    }
+
+    /// A plan was carried out, and nginx reloaded or not.
+    pub fn serving(&self, plan: &Plan) {
+        let count = |state: &str, number: usize| {
+            self.0.routes.get_or_create(&[("state", state.to_owned())]).set(i64::try_from(number).unwrap_or(i64::MAX))
+        };
+        count("served", plan.served.len());
+        count("refused", plan.problems.len());
+        let of = |route: &Route| Of { cluster: route.cluster.to_string(), hub: route.hub.short() };
+        self.state().ports.extend(plan.served.values().map(|served| (served.route.listen, of(&served.route))));
+    }
+
+    /// nginx was given another configuration.
+    pub fn reloaded(&self, outcome: &'static str) {
+        self.0.reloads.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// What it has carried, open sessions included.
+    pub fn traffic(&self) -> Traffic {
+        let open = self.open();
+        let state = self.state();
+        let mut sums = state.ended.clone();
+        open.into_iter().for_each(|(of, carried)| *sums.entry(of).or_default() += carried);
+        Traffic::new(state.since, sums.iter().map(|(of, carried)| (of, *carried)))
+    }
+
+    /// All of it as OpenMetrics' text.
+    pub fn text(&self) -> String {
+        self.0.open.clear();
+        self.0.open_bytes.clear();
+        let set = |gauge: &Gauge, number: u64| {
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        };
+        for (of, carried) in self.open() {
+            set(&self.0.open.get_or_create(&labels(&of)), carried.open);
+            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", "to_cluster")), carried.to_cluster);
+            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", "from_cluster")), carried.from_cluster);
+        }
+        let master = self.state().master;
+        self.0.draining.set(master.map_or(0, workers::draining));
+        let mut text = String::new();
+        if let Err(error) = encode(&mut text, &self.0.registry) {
+            tracing::error!(%error, "the metrics can't be written");
+        }
+        text
+    }
+
+    /// What is open, by whose it is: on every port that is or was a route's, at least nothing.
+    fn open(&self) -> BTreeMap<Of, Carried> {
+        let open = sockets::by_local_port().unwrap_or_else(|error| {
+            tracing::warn!(error = %format!("{error:#}"), "open sessions are not counted");
+            BTreeMap::new()
+        });
+        let mut sums: BTreeMap<Of, Carried> = BTreeMap::new();
+        for (port, of) in &self.state().ports {
+            *sums.entry(of.clone()).or_default() += open.get(port).copied().unwrap_or_default();
+        }
+        sums
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn labels(of: &Of) -> Labels<2> {
+    [("cluster", of.cluster.clone()), ("hub", of.hub.clone())]
+}
+
+fn with(of: &Of, key: &'static str, value: impl ToString) -> Labels<3> {
+    let [cluster, hub] = labels(of);
+    [cluster, hub, (key, value.to_string())]
+}

@@ -1,0 +1,105 @@
+//! What is open, as the kernel counts it: TCP connections by their local port, with the bytes each has carried (`sock_diag(7)`).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+use crate::model::traffic::Carried;
+
+/// What the kernel answers at once with at most.
+const ANSWER: usize = 64 << 10;
+
+/// Sums over the connections of each local port.
+pub(super) fn by_local_port() -> anyhow::Result<BTreeMap<u16, Carried>> {
+    let mut sums = BTreeMap::new();
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        for response in dump(family, socket_id)? {
+            *sums.entry(response.header.socket_id.source_port).or_default() += carried(&response);
+        }
+    }
+    Ok(sums)
+}
+
+fn carried(response: &InetResponse) -> Carried {
+    let info = response.nlas.iter().find_map(|nla| if let Nla::TcpInfo(info) = nla { Some(info) } else { None });
+    let (received, acked) = info.map_or((0, 0), |info| (info.bytes_received, info.bytes_acked));
+    Carried { open: 1, to_cluster: received, from_cluster: acked, ..Carried::default() }
+}
+
+/// Asks for every connection of a family over which something can still come.
+fn dump(family: u8, socket_id: SocketId) -> anyhow::Result<Vec<InetResponse>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG).context("can't open a netlink socket")?;
+    socket.bind_auto().context("can't bind a netlink socket")?;
+    socket.connect(&SocketAddr::new(0, 0)).context("can't connect to the kernel")?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::INFO,
+        states: StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT,
+        socket_id,
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0).context("can't ask the kernel for connections")?;
+
+    let mut found = Vec::new();
+    let mut buffer = Vec::with_capacity(ANSWER);
+    loop {
+        buffer.clear();
+        let size = socket.recv(&mut buffer, 0).context("can't read the kernel's connections")?;
+        let mut rest = buffer.get(..size).unwrap_or_default();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).context("the kernel's answer can't be read")?;
+            let length = (message.header.length as usize).next_multiple_of(4);
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => found.push(*response),
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) => bail!("the kernel doesn't list connections: {error}"),
+                _ => {}
+            }
+            if length == 0 {
+                break;
+            }
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn counts_what_is_open_and_what_it_carried() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            let address = listener.local_addr().unwrap();
+            assert_eq!(by_local_port().unwrap().get(&address.port()), None);
+            let mut client = TcpStream::connect(address).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            client.write_all(&[1; 1000]).unwrap();
+            server.read_exact(&mut [0; 1000]).unwrap();
+            server.write_all(&[1; 300]).unwrap();
+            client.read_exact(&mut [0; 300]).unwrap();
+            // What was read may not be acknowledged yet.
+            let sum =
+                std::iter::repeat_with(|| by_local_port().unwrap()[&address.port()]).find(|sum| sum.from_cluster >= 300).unwrap();
+            assert_eq!((sum.open, sum.to_cluster, sum.from_cluster), (1, 1000, 300));
+            drop((client, server));
+            while by_local_port().unwrap().contains_key(&address.port()) {}
+        }
+    }
+}
