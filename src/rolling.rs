@@ -17,7 +17,7 @@ use crate::model::nodes::aliased_addresses;
 use crate::region::Region;
 
 /// How long a rollout waits for what others are about to want, so that one serves them all.
-const GATHER_PATIENCE: Duration = Duration::from_secs(4);
+const GATHER_PATIENCE: Duration = Duration::from_secs(8);
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// What a run wants of the gateway's host aliases.
@@ -67,14 +67,14 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     let now = gateway.aliases().await?;
     if change.applied_to(&now, &[]) == now {
         // Nothing to change; but the run before this one may have ended in the middle of its rollout.
-        gateway.rolled().await?;
+        gateway.rolled(progress).await?;
         return Ok(false);
     }
     let lock = hub.lock_gateway(&holder_name()?).await?;
     let rolled = async {
         let others = gather(hub, gateway, progress, &mut change).await?;
         let changed = gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
-        gateway.roll().await?;
+        gateway.roll(progress).await?;
         Ok(changed)
     }
     .await;

@@ -87,19 +87,12 @@ impl Hub {
     /// The UID of the namespace `kube-system` of a joined cluster, as seen through the gateway now.
     pub async fn identity_through_gateway(&self, name: &ClusterName) -> Result<String> {
         let namespaces: Api<Namespace> = Api::all(self.through_gateway(name)?);
-        let silent = |why: String| {
-            Failure::new(
-                Kind::NotReachable,
-                format!("cluster {name} does not answer through the gateway: {why}"),
-                format!("vela cluster probe {name}"),
-            )
-        };
         let system = tokio::time::timeout(IDENTITY_TIMEOUT, namespaces.get("kube-system"))
             .await
-            .map_err(|_| silent(format!("nothing within {} s", IDENTITY_TIMEOUT.as_secs())))?
+            .map_err(|_| no_answer(name, None, &format!("nothing within {} s", IDENTITY_TIMEOUT.as_secs())))?
             .map_err(|error| match error {
-                kube::Error::Api(status) => silent(status.message),
-                error => silent(super::root_cause(&error)),
+                kube::Error::Api(status) => no_answer(name, Some(status.code), &status.message),
+                error => no_answer(name, None, &super::root_cause(&error)),
             })?;
         Ok(system.metadata.uid.unwrap_or_default())
     }
@@ -151,6 +144,57 @@ impl Hub {
                     None => call(&what, self.secrets().create(&PostParams::default(), &secret)).await.map(drop),
                 }
             }
+        }
+    }
+}
+
+/// Why a joined cluster gives no answer through the gateway, which hands on the cluster's own refusals and what its client says of the
+/// way there.
+fn no_answer(name: &ClusterName, code: Option<u16>, why: &str) -> Failure {
+    let (cause, hint) = match code {
+        Some(401) => (
+            "does not accept the credentials in its Secret (401)".to_owned(),
+            "join it again with a kubeconfig whose credentials it accepts".to_owned(),
+        ),
+        Some(403) => (
+            format!("does not let the hub in (403): {why}"),
+            "give the user that this names the right, or join it again with a kubeconfig that has it".to_owned(),
+        ),
+        _ if why.contains("x509: ") => (
+            format!("does not answer through the gateway: {why}"),
+            "its certificate is another one than when it was joined: join it again with a kubeconfig of today".to_owned(),
+        ),
+        _ => (format!("does not answer through the gateway: {why}"), format!("check the API server of {name}, from its region")),
+    };
+    Failure::new(Kind::NotReachable, format!("cluster {name} {cause}"), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_silence_has_a_fix_of_its_own() {
+        for (code, why, cause, hint) in [
+            (Some(401), "Unauthorized", "does not accept the credentials", "whose credentials it accepts"),
+            (Some(403), "namespaces \"kube-system\" is forbidden", "does not let the hub in (403): namespaces", "give the user"),
+            (
+                Some(502),
+                "tls: failed to verify certificate: x509: certificate has expired",
+                "x509: ",
+                "its certificate is another one",
+            ),
+            (
+                Some(502),
+                "dial tcp 10.80.0.21:30000: connect: connection refused",
+                "connection refused",
+                "check the API server of a,",
+            ),
+            (None, "nothing within 5 s", "nothing within 5 s", "check the API server of a,"),
+        ] {
+            let failure = no_answer(&"a".parse().unwrap(), code, why);
+            assert!(failure.cause().starts_with("cluster a ") && failure.cause().contains(cause), "{failure}");
+            assert!(failure.hint().contains(hint), "{failure}");
         }
     }
 }

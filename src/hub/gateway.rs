@@ -12,11 +12,12 @@ use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 use tokio::time::sleep;
 
+use super::progress::Progress;
 use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::HostAliases;
 use crate::model::names::KIND as KIND_LABEL;
-use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress};
+use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
 const API_SERVICE: &str = "v1alpha1.cluster.core.oam.dev";
@@ -120,11 +121,10 @@ impl Gateway {
     /// What the rollout of its present host aliases waits for, if it is not through.
     pub async fn waits_for(&self) -> Result<Option<String>> {
         let deployment = self.deployment().await?;
-        Ok(match rollout::progress(&deployment) {
-            Progress::Stuck(what) | Progress::Waiting(what) => Some(what),
-            Progress::Complete if self.is_rolled(&deployment).await? => None,
-            Progress::Complete => Some("old gateway pods are ending".into()),
-        })
+        match rollout::progress(&deployment) {
+            Rollout::Stuck(what) => Ok(Some(what)),
+            _ => self.lacking(&deployment).await,
+        }
     }
 
     /// Changes the host aliases by a rule, over whatever else changes there meanwhile. Returns whether anything was written.
@@ -152,15 +152,16 @@ impl Gateway {
     ///
     /// The pods themselves count, not only the Deployment's status: one that is ending still answers over connections that it
     /// has, and doesn't know a new name.
-    pub async fn rolled(&self) -> Result<()> {
-        while !self.is_rolled(&self.deployment().await?).await? {
+    pub async fn rolled(&self, progress: &Progress) -> Result<()> {
+        while let Some(what) = self.lacking(&self.deployment().await?).await? {
+            progress.waits_for(&what).await;
             sleep(ASK_EVERY).await;
         }
         Ok(())
     }
 
     /// The same for whoever holds the right to change the gateway: sees old pods out that would end too early by themselves.
-    pub async fn roll(&self) -> Result<()> {
+    pub async fn roll(&self, progress: &Progress) -> Result<()> {
         loop {
             let deployment = self.deployment().await?;
             let pods = self.list(&self.selector).await?;
@@ -175,32 +176,26 @@ impl Gateway {
                     self.end_retired().await?;
                 }
             }
-            if self.is_rolled(&deployment).await? {
-                return Ok(());
-            }
+            let Some(what) = self.lacking(&deployment).await? else { return Ok(()) };
+            progress.waits_for(&what).await;
             sleep(ASK_EVERY).await;
         }
     }
 
-    async fn is_rolled(&self, deployment: &Deployment) -> Result<bool> {
+    /// What the rollout lacks, if it is not through.
+    async fn lacking(&self, deployment: &Deployment) -> Result<Option<String>> {
         match rollout::progress(deployment) {
-            Progress::Stuck(why) => Err(Failure::new(
+            Rollout::Stuck(why) => Err(Failure::new(
                 Kind::GatewayRollout,
                 format!("the gateway's Deployment {} does not get its new pods ready: {why}", self.name),
                 format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
             )),
-            Progress::Waiting(what) => {
-                tracing::debug!(%what, "waiting for the gateway");
-                Ok(false)
-            }
-            Progress::Complete => {
+            Rollout::Waiting(what) => Ok(Some(what)),
+            Rollout::Complete => {
                 let pods = self.list(&self.selector).await?;
                 let mut ending = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count();
                 ending += self.list(&retired_selector()).await?.iter().filter(|pod| runs(pod)).count();
-                if ending > 0 {
-                    tracing::debug!(ending, "waiting for old gateway pods to end");
-                }
-                Ok(ending == 0)
+                Ok((ending > 0).then(|| "the old gateway is ending".to_owned()))
             }
         }
     }

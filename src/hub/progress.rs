@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{Hub, call};
 use crate::error::{Failure, Result};
@@ -20,6 +21,8 @@ const KIND_PROGRESS: &str = "progress";
 
 /// How long a stage is believed: none before the rollout takes longer, unless it fails.
 const FRESH: Duration = Duration::from_secs(60);
+/// How often, in seconds, a wait that goes on is told anew.
+const TELL_EVERY: u64 = 3;
 
 /// The Job that this process is, by its downward API.
 #[derive(Clone, Debug)]
@@ -101,7 +104,12 @@ pub struct Progress {
 #[derive(Default)]
 struct Board {
     clusters: BTreeMap<ClusterName, Line>,
+    /// The last stage told.
     last: String,
+    /// What is waited for within it, and since when.
+    waiting: Option<(String, Instant)>,
+    /// What was told of that.
+    told: String,
 }
 
 struct Line {
@@ -149,6 +157,7 @@ impl Teller<'_> {
             }
             let text = board.message(&self.cluster, message);
             board.last.clone_from(&text);
+            board.waiting = None;
             (board.stage(), text)
         };
         self.progress.write(slowest, &text, &BTreeMap::new()).await;
@@ -175,6 +184,26 @@ impl Progress {
     /// What was told last.
     pub fn last(&self) -> String {
         self.board().last.clone()
+    }
+
+    /// Tells what is waited for within a stage, and for how long. KubeVela looks at a step less and less often whose message stays the same.
+    pub async fn waits_for(&self, what: &str) {
+        let (stage, text) = {
+            let mut board = self.board();
+            if board.waiting.as_ref().is_none_or(|(last, _)| last != what) {
+                board.waiting = Some((what.to_owned(), Instant::now()));
+            }
+            let since = board.waiting.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+            let seconds = since.as_secs() / TELL_EVERY * TELL_EVERY;
+            let text = if seconds == 0 { what.to_owned() } else { format!("{what}, {seconds} s") };
+            let text = format!("{} ({text})", board.last);
+            if board.told == text {
+                return;
+            }
+            board.told.clone_from(&text);
+            (board.stage(), text)
+        };
+        self.write(stage, &text, &BTreeMap::new()).await;
     }
 
     /// Tells that the run is done, with what later workflow steps may use.

@@ -369,13 +369,7 @@ fn credentials(cluster: &SeenCluster, now: Timestamp) -> Outcome {
 fn answers(cluster: &SeenCluster) -> Outcome {
     match &cluster.answer {
         Ok(answer) => Outcome::Ok(format!("through the gateway, in {} ms", answer.millis)),
-        Err(failure) => Outcome::Failed(Problem::new(
-            failure.cause(),
-            format!(
-                "check the API server of {} (from region {}: {}:{}), and the credentials in its Secret",
-                cluster.name, cluster.membership.region, cluster.membership.upstream, cluster.membership.upstream_port
-            ),
-        )),
+        Err(failure) => Outcome::Failed(Problem::new(failure.cause(), failure.hint())),
     }
 }
 
