@@ -1,7 +1,5 @@
 //! Joining again: what is new is changed in place, proven first, and the old way removed last.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -10,7 +8,7 @@ use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 use xregion_lab::{BusinessSpec, Lab, Region};
 
 use super::fixture::{
-    Snapshot, annotation, bring, eventually, fresh, is_there, join, join_all, joined, lab, properties, through_gateway,
+    Snapshot, Watch, annotation, bring, eventually, fresh, is_there, join, join_all, joined, lab, properties, through_gateway,
 };
 use super::leaves::is_gone;
 
@@ -118,6 +116,7 @@ fn c_cluster_moves_to_another_region() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn d_another_cluster_takes_over_a_name_only_when_told_to() {
     let lab = joined();
     let (one, other) = (about_to_change(142), fresh(143));
@@ -215,6 +214,7 @@ fn f_plan_says_what_a_join_and_a_leave_would_change_and_changes_nothing() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
     let lab = joined();
     // As two kubeadm clusters whose certificates have the same name of a node, and whose kubeconfigs an address.
@@ -233,7 +233,8 @@ fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
     let leave = |name: &str| {
         assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", name, "--cut"]).unwrap().status.success())
     };
-    let watch = Watch::start(lab, &specs[0].name);
+    let path = format!("/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{}/proxy{}", specs[0].name, Watch::NAMESPACES);
+    let watch = Watch::start(lab.command("hub", &["kubectl", "get", "--raw", &path]).unwrap());
     let before = lab.gateway_revision().unwrap();
     leave(&specs[0].name);
     assert_eq!(lab.gateway_revision().unwrap() - before, 1, "one rollout");
@@ -242,38 +243,6 @@ fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
     leave(&specs[1].name);
     assert!(!aliases().unwrap().contains("shared-master"));
     specs.iter().for_each(|spec| lab.stop_business(&spec.name).unwrap());
-}
-
-/// A watch that is open through the hub.
-struct Watch(Child);
-
-impl Watch {
-    fn start(lab: &Lab, cluster: &str) -> Self {
-        let proxy = format!("/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy");
-        let path = format!("{proxy}/api/v1/namespaces?watch=true&resourceVersion=0&timeoutSeconds=300");
-        let mut command = lab.command("hub", &["kubectl", "get", "--raw", &path]).unwrap();
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut first = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
-        assert!(first.contains("ADDED"), "{first}");
-        Self(child)
-    }
-
-    /// Checks that it was ended by somebody else.
-    fn ended(mut self) {
-        eventually("the end of the watch", || {
-            anyhow::ensure!(self.0.try_wait()?.is_some(), "it is still open");
-            Ok(())
-        });
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// The article's way for one cluster of region west, as a person types it: nginx, its Service, a host alias, a rewritten kubeconfig.
@@ -315,6 +284,7 @@ fn join_by_hand(lab: &Lab, cluster: &str, host: &str) {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn h_cluster_joined_by_hand_is_taken_over_without_a_failed_request() {
     let lab = joined();
     let mut spec = fresh(158);

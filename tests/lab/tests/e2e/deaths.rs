@@ -142,6 +142,30 @@ impl<'a> Subject<'a> {
         through_gateway(self.lab, &self.name, "/version").unwrap();
     }
 
+    /// Where something of the cluster is left and KubeVela has it not, `status` says so and `doctor` calls a link broken.
+    fn leftovers_are_told(&self, death: &str) {
+        let get = |place: &str, what: &[&str]| self.lab.kubectl(place, &[&["get", "-n", NAMESPACE], what].concat()).unwrap();
+        if !get("hub", &["secret", &self.name, "--ignore-not-found", "-o", "name"]).is_empty() {
+            return;
+        }
+        let selector = format!("xregion.oam.dev/cluster={}", self.name);
+        let left = get("proxy-east", &["configmaps", "-l", &selector, "-o", "name"])
+            + &get("hub", &["configmaps", "-l", &selector, "-o", "name"])
+            + &get("hub", &["deployment", GATEWAY, "-o", "jsonpath={.metadata.annotations}"]);
+        let left = left.contains("configmap/") || left.contains(&self.name);
+        let ask = |args: &[&str]| {
+            let program = program();
+            let output = self.lab.run("hub", &[&[program.as_str()], args].concat()).unwrap();
+            (output.status.code(), output.stdout)
+        };
+        let (code, status) = ask(&["status", "-o", "json"]);
+        assert_eq!(code, Some(0), "{death}: {status}");
+        let status: Value = serde_json::from_str(&status).unwrap();
+        assert!(!left || status["outOfStep"].to_string().contains(&self.name), "{death}: {}", status["outOfStep"]);
+        let (code, doctor) = ask(&["doctor", &self.name]);
+        assert!(!left || code == Some(90), "{death}: {doctor}");
+    }
+
     /// The kill points of a story: what an undisturbed run wrote, each once. Renewals of the Lease come by the clock.
     fn kill_points(&self, story: Story) -> Vec<String> {
         let record = tempfile::NamedTempFile::new().unwrap();
@@ -164,6 +188,7 @@ impl<'a> Subject<'a> {
         assert_eq!(status.signal(), Some(9), "{story:?}, {point}: {log}");
         through_gateway(self.lab, "proxy-west", "/version").unwrap();
         through_gateway(self.lab, "business-a", "/version").unwrap();
+        self.leftovers_are_told(&format!("{story:?}, {point}"));
         let (status, log) = self.tell(story, &[]);
         assert!(status.success(), "{story:?}, {point}: {log}");
         self.check(story);

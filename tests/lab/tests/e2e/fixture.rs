@@ -1,5 +1,7 @@
 //! What the tests stand on: one lab with the addon enabled and both regions placed, made by whichever test is first.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -204,6 +206,51 @@ impl Snapshot {
         for (before, after) in self.0.iter().zip(&now.0) {
             assert_eq!(before, after);
         }
+    }
+}
+
+/// A watch that is open.
+pub struct Watch {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Watch {
+    /// Of namespaces. Clusters share an etcd here, so that their latest revision is one that their caches may wait long for.
+    pub const NAMESPACES: &str = "/api/v1/namespaces?watch=true&resourceVersion=0&timeoutSeconds=240";
+
+    /// Starts one, by a command that prints it.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let mut watch = Self { child, lines };
+        watch.until("kube-system");
+        watch
+    }
+
+    /// Reads on until something of a name is told of.
+    pub fn until(&mut self, name: &str) {
+        let mut line = String::new();
+        while !line.contains(&format!("\"{name}\"")) {
+            line.clear();
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "the watch ended before it told of {name}");
+        }
+    }
+
+    /// Checks that it was ended by somebody else.
+    pub fn ended(mut self) {
+        eventually("the end of the watch", || {
+            anyhow::ensure!(self.child.try_wait()?.is_some(), "it is still open");
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

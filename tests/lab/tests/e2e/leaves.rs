@@ -144,6 +144,7 @@ fn e_leave_that_was_killed_is_finished_by_the_next_one() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn f_what_a_killed_join_left_is_removed_by_a_leave() {
     let lab = joined();
     let spec = fresh(134);
@@ -171,6 +172,7 @@ fn g_cluster_that_was_joined_directly_is_not_xregion_s_to_let_go() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn h_leave_of_a_cluster_in_use_can_be_forced() {
     let lab = joined();
     let name = about_to_leave(135);

@@ -24,7 +24,11 @@ fn business_a(overview: &Value) -> (&Value, &Value) {
 }
 
 fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
-    list.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name} in {list}"))
+    named_by(list, "name", name)
+}
+
+fn named_by<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
+    list.as_array().unwrap().iter().find(|one| one[key] == name).unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
 fn doctor(output: &Output) -> (Option<i32>, &str) {
@@ -169,4 +173,30 @@ fn f_routes_are_a_view_of_vela_and_looking_changes_nothing() {
     run(&["status"]);
     run(&["doctor", "business-a"]);
     before.assert_unchanged(lab(), "");
+}
+
+#[test]
+fn g_traffic_is_shown_by_region_and_cluster() {
+    joined();
+    let carried = || {
+        let output = run(&["traffic", "-o", "json"]);
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        let regions: Value = serde_json::from_str(&output.stdout)?;
+        let east = named_by(&regions, "region", "proxy-east");
+        Ok(named_by(&east["clusters"], "cluster", "business-a").clone())
+    };
+    let before = eventually("the proxies to tell", carried);
+    for _ in 0..20 {
+        through_gateway(lab(), "business-a", "/api/v1/namespaces/kube-system").unwrap();
+    }
+    // They tell every 20 s.
+    eventually("what was carried", || {
+        let now = carried()?;
+        let grown = |key: &str| now[key].as_u64().unwrap() - before[key].as_u64().unwrap();
+        anyhow::ensure!(grown("bytesFromCluster") > 20 * 200 && grown("bytesToCluster") > 0, "{before} {now}");
+        Ok(())
+    });
+    let text = run(&["traffic", "proxy-east"]).stdout;
+    assert!(text.lines().any(|line| line.starts_with("proxy-east  business-a ")), "{text}");
+    assert!(text.contains("proxy-east: since 20"), "{text}");
 }

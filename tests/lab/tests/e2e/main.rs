@@ -17,5 +17,6 @@ mod laptop;
 mod leaves;
 mod looking;
 mod refusals;
+mod regions;
 mod rights;
 mod secrets;

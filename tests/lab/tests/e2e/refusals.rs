@@ -273,7 +273,7 @@ fn e_upstream_that_is_not_what_the_kubeconfig_says() {
 }
 
 #[test]
-fn f_region_without_a_proxy_or_without_a_ready_one_or_without_nodes() {
+fn f_region_without_a_proxy_or_without_nodes() {
     let lab = joined();
     let map = lab.kubectl("proxy-west", &["get", "configmap", "xregion-region", "-n", NAMESPACE, "-o", "json"]).unwrap();
     let mut map: Value = serde_json::from_str(&map).unwrap();
@@ -288,16 +288,6 @@ fn f_region_without_a_proxy_or_without_a_ready_one_or_without_nodes() {
     lab.apply("proxy-west", &nowhere).unwrap();
     refused([of(33, "no node of its proxy cluster has the labels", "new", "proxy-west", json!({}))]);
     lab.apply("proxy-west", &map).unwrap();
-
-    lab.kubectl("proxy-west", &["scale", "deployment", "xregion-proxy", "-n", NAMESPACE, "--replicas=0"]).unwrap();
-    lab.kubectl(
-        "proxy-west",
-        &["wait", "pods", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy", "--for=delete", "--timeout=90s"],
-    )
-    .unwrap();
-    refused([of(32, "region proxy-west: no proxy is ready", "new", "proxy-west", json!({}))]);
-    lab.kubectl("proxy-west", &["scale", "deployment", "xregion-proxy", "-n", NAMESPACE, "--replicas=2"]).unwrap();
-    lab.kubectl("proxy-west", &["rollout", "status", "deployment", "xregion-proxy", "-n", NAMESPACE, "--timeout=120s"]).unwrap();
 }
 
 #[test]
@@ -321,4 +311,19 @@ fn g_region_that_the_addon_does_not_allow() {
     });
     allow("proxy-east,proxy-west");
     checked.unwrap();
+}
+
+#[test]
+#[ignore = "proxies take their time to end: make test-faults"]
+fn h_region_without_a_ready_proxy() {
+    let lab = joined();
+    lab.kubectl("proxy-west", &["scale", "deployment", "xregion-proxy", "-n", NAMESPACE, "--replicas=0"]).unwrap();
+    lab.kubectl(
+        "proxy-west",
+        &["wait", "pods", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy", "--for=delete", "--timeout=90s"],
+    )
+    .unwrap();
+    refused([of(32, "region proxy-west: no proxy is ready", "new", "proxy-west", json!({}))]);
+    lab.kubectl("proxy-west", &["scale", "deployment", "xregion-proxy", "-n", NAMESPACE, "--replicas=2"]).unwrap();
+    lab.kubectl("proxy-west", &["rollout", "status", "deployment", "xregion-proxy", "-n", NAMESPACE, "--timeout=120s"]).unwrap();
 }

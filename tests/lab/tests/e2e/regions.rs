@@ -1,0 +1,139 @@
+//! A region as it is lived with: API servers that move, names that are lost, routes that come and go beside open watches, a proxy that
+//! dies.
+
+use std::path::Path;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use xregion_lab::Region;
+use xregion_lab::load::Load;
+use xregion_lab::site::NAMESPACE;
+
+use super::fixture::{Duration, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, through_gateway};
+use super::laptop::run;
+
+/// The proxies of region east, by name.
+fn proxies() -> Vec<String> {
+    let names = ["get", "pods", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy", "-o", "jsonpath={.items[*].metadata.name}"];
+    lab().kubectl("proxy-east", &names).unwrap().split_whitespace().map(str::to_owned).collect()
+}
+
+fn log(proxy: &str) -> String {
+    lab().kubectl("proxy-east", &["logs", "-n", NAMESPACE, proxy, "-c", "proxy", "--since=2m"]).unwrap()
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn a_new_address_of_an_api_server_is_used_within_its_ttl_and_a_lost_name_keeps_the_last() {
+    let lab = joined();
+    let spec = fresh(176);
+    join_all(&[(&spec, json!({}))]);
+    let host = format!("{}.idc.example", spec.name);
+    let moved = Region::East.bridge().address(216);
+    lab.add_address(&spec.name, Region::East.bridge(), moved).unwrap();
+    lab.set_address(Region::East, &host, &[moved]).unwrap();
+    let changed = Instant::now();
+    // The resolver says 5 s.
+    for proxy in proxies() {
+        eventually("the new address in every proxy", || {
+            let log = log(&proxy);
+            let resolved = |line: &str| line.contains("name resolved") && line.contains(&moved.to_string());
+            anyhow::ensure!(log.lines().any(resolved), "{log}");
+            Ok(())
+        });
+    }
+    println!("a new address was used by every proxy after {:.1} s, at a TTL of 5 s", changed.elapsed().as_secs_f64());
+    // New connections go there: the gateway's are kept, so those are made here.
+    let node = std::net::SocketAddr::from((
+        lab.cluster("proxy-east").unwrap().nodes[0].internal_ip,
+        annotation(&spec.name, "node-port").parse().unwrap(),
+    ));
+    eventually("a session that goes to the new address", || {
+        lab.dial("hub", node, Duration::from_secs(2))?;
+        let to = format!("\"to\":\"{moved}:443\"");
+        anyhow::ensure!(proxies().iter().any(|proxy| log(proxy).contains(&to)), "no session went to {moved}");
+        Ok(())
+    });
+    is_there(&spec.name);
+
+    lab.nxdomain(Region::East, &host).unwrap();
+    for proxy in proxies() {
+        eventually("the loss in every proxy's log", || {
+            anyhow::ensure!(log(&proxy).lines().any(|line| line.contains("name not resolved") && line.contains(&host)), "not yet");
+            Ok(())
+        });
+    }
+    lab.dial("hub", node, Duration::from_secs(2)).unwrap();
+    for cluster in [spec.name.as_str(), "business-a"] {
+        through_gateway(lab, cluster, "/version").unwrap();
+    }
+    lab.set_address(Region::East, &host, &[moved]).unwrap();
+    assert!(run(&["leave", &spec.name]).status.success());
+    lab.stop_business(&spec.name).unwrap();
+}
+
+/// A watch of a cluster's namespaces over its route, past the hub's gateway, whose rollouts would end it.
+fn watch(cluster: &str, kubeconfig: &Path) -> Watch {
+    let node = lab().cluster("proxy-east").unwrap().nodes[0].internal_ip;
+    let server = format!("--server=https://{node}:{}", annotation(cluster, "node-port"));
+    let name = format!("--tls-server-name={}", annotation(cluster, "alias"));
+    let config = format!("--kubeconfig={}", kubeconfig.display());
+    Watch::start(lab().command("hub", &["kubectl", &config, &server, &name, "get", "--raw", Watch::NAMESPACES]).unwrap())
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn b_watches_live_on_while_other_routes_come_and_go() {
+    let lab = joined();
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), lab.user_kubeconfig("business-a").unwrap()).unwrap();
+    let mut open = watch("business-a", config.path());
+    let spec = fresh(177);
+    join_all(&[(&spec, json!({}))]);
+    assert!(run(&["leave", &spec.name]).status.success());
+    lab.stop_business(&spec.name).unwrap();
+    lab.kubectl("business-a", &["create", "namespace", "seen-by-the-watch"]).unwrap();
+    open.until("seen-by-the-watch");
+    lab.kubectl("business-a", &["delete", "namespace", "seen-by-the-watch", "--wait=false"]).unwrap();
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn c_proxy_that_is_killed_costs_little() {
+    let lab = joined();
+    let load = Load::start(lab, &["business-a", "proxy-west"]).unwrap();
+    let agents: Vec<Pid> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            // Both regions have theirs; a region's environment says which it is by its pod.
+            let environment = std::fs::read_to_string(entry.path().join("environ")).unwrap_or_default();
+            line.starts_with("/xregion/xregion\0agent")
+                && proxies().iter().any(|proxy| environment.contains(&format!("POD_NAME={proxy}\0")))
+        })
+        .filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
+        .collect();
+    assert_eq!(agents.len(), 2, "{agents:?}");
+    let at = load.elapsed();
+    kill(agents[0], Signal::SIGKILL).unwrap();
+    eventually("two proxies ready again", || {
+        let ready = ["get", "deployment", "xregion-proxy", "-n", NAMESPACE, "-o", "jsonpath={.status.readyReplicas}"];
+        let (ready, asked) = (lab.kubectl("proxy-east", &ready)?, load.elapsed() - at);
+        // The status takes a moment to tell of the death.
+        anyhow::ensure!(ready == "2" && asked > Duration::from_secs(10), "{ready} are ready after {asked:?}");
+        Ok(())
+    });
+    let outcome = load.stop().unwrap();
+    let last = outcome.failures.iter().map(|failure| failure.at.saturating_sub(at)).max().unwrap_or_default();
+    println!(
+        "a killed proxy: {} of {} requests failed, the last {:.1} s after it",
+        outcome.failed,
+        outcome.requests,
+        last.as_secs_f64()
+    );
+    assert!(outcome.failures.iter().all(|failure| failure.cluster == "business-a"), "{:?}", outcome.failures);
+    assert!(last < Duration::from_secs(5), "{:?}", outcome.failures);
+}
