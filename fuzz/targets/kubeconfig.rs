@@ -15,7 +15,8 @@ fuzz_target!(|bytes: &[u8]| {
     let host = access.host.to_string();
     assert!(host.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:".contains(c)), "{host:?}");
     let flat = access.flattened("name");
-    let again = Access::parse(flat.expose_secret().as_bytes(), None, &no_files, Timestamp::UNIX_EPOCH).expect("it was accepted before");
+    let again =
+        Access::parse(flat.expose_secret().as_bytes(), None, &no_files, Timestamp::UNIX_EPOCH).expect("it was accepted before");
     assert_eq!((&again.host, again.port, &again.ca), (&access.host, access.port, &access.ca));
     assert_eq!(again.flattened("name").expose_secret(), flat.expose_secret());
 });
