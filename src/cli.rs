@@ -103,7 +103,7 @@ pub struct JoinArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "secret", required_unless_present_any = ["secret", "members"])]
     pub kubeconfig: Option<PathBuf>,
     /// The context in the kubeconfig, if not its current one.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "members")]
     pub context: Option<String>,
     /// A Secret in vela-system of the hub that holds the kubeconfig, labelled xregion.oam.dev/kubeconfig=true.
     #[arg(long, value_name = "NAME")]
@@ -145,7 +145,8 @@ pub struct LeaveArgs {
     /// Leave although Applications have resources there: those stay, and KubeVela forgets them.
     #[arg(long)]
     pub force: bool,
-    /// Cut connections to it that are open through the hub even if another cluster of the same host name stays.
+    /// Cut connections to it that are open through the hub even if another cluster of the same host name stays: the gateway is rolled,
+    /// which ends every cluster's open connections.
     #[arg(long)]
     pub cut: bool,
     /// How it runs.

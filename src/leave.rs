@@ -115,9 +115,14 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
     let now = gateway.aliases().await?;
     let then = now.without_cluster(name);
     let object = format!("Deployment {}, hostAliases", gateway.name());
-    if let Some(change) = Change::between(name.as_str(), "hub", object, names(&now), names(&then)) {
+    let rolls = "rolls the gateway, without a failed request";
+    if let Some(change) = Change::between(name.as_str(), "hub", object.clone(), names(&now), names(&then)) {
         gateway.change(|_| Ok(then.clone())).await?;
-        plan.changes.push(change.with_note("rolls the gateway, without a failed request"));
+        plan.changes.push(change.with_note(rolls));
+    } else if traces.cut && now != then {
+        gateway.change(|_| Ok(then.clone())).await?;
+        let cut = Change::between(name.as_str(), "hub", object, json!({}), json!({"open connections": "cut"}));
+        plan.changes.extend(cut.map(|change| change.with_note(rolls)));
     }
     Ok(plan)
 }
@@ -167,18 +172,22 @@ struct Traces {
     gateway: Gateway,
     claims: Vec<Claim>,
     leftovers: Vec<Leftover>,
+    cut: bool,
 }
 
 impl Traces {
     async fn look(hub: &Hub, order: &Order) -> Result<Self> {
         let name = &order.cluster;
         let cluster = hub.cluster(name).await?;
-        let gateway = hub.gateway(order.gateway.as_deref()).await?.cutting(order.cut);
+        let gateway = hub.gateway(order.gateway.as_deref()).await?;
         let claims = gateway.aliases().await?.claims_of(name);
         let mut regions: BTreeSet<ClusterName> = BTreeSet::new();
         regions.extend(cluster.as_ref().and_then(JoinedCluster::membership).map(|membership| membership.region));
         regions.extend(claims.iter().filter_map(|claim| claim.region.parse().ok()));
-        regions.extend(hub.leftovers().await?.into_iter().filter(|leftover| leftover.cluster == *name).map(|l| l.region));
+        let recorded: Vec<_> = hub.leftovers().await?.into_iter().filter(|leftover| leftover.cluster == *name).collect();
+        // An earlier leave that was to cut may have died before it did.
+        let cut = order.cut || recorded.iter().any(|leftover| leftover.cut);
+        regions.extend(recorded.into_iter().map(|leftover| leftover.region));
         // A region that is only asked for says nothing about how the cluster was joined.
         if regions.is_empty() && cluster.is_some() {
             return Err(Failure::new(
@@ -192,8 +201,8 @@ impl Traces {
             // A join that was killed before it joined leaves a route and no record.
             regions = routed_in(hub, name).await?;
         }
-        let leftovers = regions.into_iter().map(|region| Leftover { cluster: name.clone(), region }).collect();
-        Ok(Self { cluster, gateway, claims, leftovers })
+        let leftovers = regions.into_iter().map(|region| Leftover { cluster: name.clone(), region, cut }).collect();
+        Ok(Self { cluster, gateway: gateway.cutting(cut), claims, leftovers, cut })
     }
 }
 

@@ -72,7 +72,8 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     }
     let lock = hub.lock_gateway(&holder_name()?).await?;
     let rolled = async {
-        let others = gather(hub, gateway, progress, &mut change).await?;
+        let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
+        let gateway = gateway.clone().cutting(cut);
         let changed = gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
         gateway.roll(progress).await?;
         Ok(changed)
@@ -82,8 +83,9 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     rolled
 }
 
-/// Waits a little for runs that are about to want the same, and adds what they want to the change.
-async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut Change) -> Result<Vec<Wanted>> {
+/// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that
+/// leaves wants connections cut.
+async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut Change) -> Result<(Vec<Wanted>, bool)> {
     let start = Instant::now();
     let joining = loop {
         let others = progress.others().await?;
@@ -94,10 +96,14 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
     };
     // A cluster that is detached and whose leave is recorded has no use for its name any more.
     let joined = hub.cluster_names().await?;
-    let gone = hub.leftovers().await?.into_iter().map(|leftover| leftover.cluster).filter(|name| !joined.contains(name.as_str()));
+    let gone = hub.leftovers().await?.into_iter().filter(|leftover| !joined.contains(leftover.cluster.as_str()));
     let wanted: BTreeSet<ClusterName> =
         change.wanted.iter().map(|wanted| wanted.cluster.clone()).chain(joining.keys().cloned()).collect();
-    change.leaving.extend(gone.filter(|name| !wanted.contains(name)));
+    let mut cut = false;
+    for leftover in gone.filter(|leftover| !wanted.contains(&leftover.cluster)) {
+        cut |= leftover.cut;
+        change.leaving.insert(leftover.cluster);
+    }
 
     let aliases = gateway.aliases().await?;
     let mut names = Vec::new();
@@ -111,7 +117,7 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
             Err(failure) => tracing::warn!(%failure, %region, "the region is left out of this rollout"),
         }
     }
-    Ok(names)
+    Ok((names, cut))
 }
 
 /// The names that this hub's proven routes in a region want, and where they should lead.

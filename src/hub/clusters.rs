@@ -160,6 +160,9 @@ fn no_answer(name: &ClusterName, code: Option<u16>, why: &str) -> Failure {
             format!("does not let the hub in (403): {why}"),
             "give the user that this names the right, or join it again with a kubeconfig that has it".to_owned(),
         ),
+        _ if why.contains("x509: ") && why.contains("expired") => {
+            (format!("does not answer through the gateway: {why}"), format!("renew the certificate of {name}'s API server"))
+        }
         _ if why.contains("x509: ") => (
             format!("does not answer through the gateway: {why}"),
             "its certificate is another one than when it was joined: join it again with a kubeconfig of today".to_owned(),
@@ -180,10 +183,11 @@ mod tests {
             (Some(403), "namespaces \"kube-system\" is forbidden", "does not let the hub in (403): namespaces", "give the user"),
             (
                 Some(502),
-                "tls: failed to verify certificate: x509: certificate has expired",
+                "tls: failed to verify certificate: x509: certificate signed by unknown authority",
                 "x509: ",
                 "its certificate is another one",
             ),
+            (Some(502), "x509: certificate has expired or is not yet valid", "x509: ", "renew the certificate"),
             (
                 Some(502),
                 "dial tcp 10.80.0.21:30000: connect: connection refused",

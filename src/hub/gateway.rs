@@ -108,9 +108,9 @@ impl Gateway {
         Self { dry_run: true, ..self.clone() }
     }
 
-    /// The same gateway, whose every change ends the connections that are open through it if `cut`, also one that concerns no pod.
+    /// The same gateway; with `cut`, its every change ends the connections that are open through it, also one that concerns no pod.
     pub fn cutting(self, cut: bool) -> Self {
-        Self { cut, ..self }
+        Self { cut: self.cut || cut, ..self }
     }
 
     /// The host aliases it has now.

@@ -20,6 +20,8 @@ pub struct Leftover {
     pub cluster: ClusterName,
     /// The region.
     pub region: ClusterName,
+    /// Whether connections to it that are open through the gateway are to be cut with its name.
+    pub cut: bool,
 }
 
 impl Leftover {
@@ -44,7 +46,9 @@ impl Hub {
                     KIND: KIND_LEAVING, CLUSTER: leftover.cluster.as_str(), "app.kubernetes.io/managed-by": MANAGER,
                 },
             },
-            "data": {"cluster": leftover.cluster.as_str(), "region": leftover.region.as_str()},
+            "data": {
+                "cluster": leftover.cluster.as_str(), "region": leftover.region.as_str(), "cut": leftover.cut.to_string(),
+            },
         });
         let params = PatchParams::apply(MANAGER).force();
         let name = leftover.name();
@@ -64,8 +68,9 @@ impl Hub {
         let params = ListParams::default().labels(&format!("{KIND}={KIND_LEAVING}"));
         let list = call("list what clusters that left still have in regions", self.maps().list(&params)).await?;
         let read = |map: ConfigMap| {
-            let get = |key: &str| map.data.as_ref()?.get(key)?.parse().ok();
-            Some(Leftover { cluster: get("cluster")?, region: get("region")? })
+            let get = |key: &str| map.data.as_ref()?.get(key);
+            let cut = get("cut").is_some_and(|text| text == "true");
+            Some(Leftover { cluster: get("cluster")?.parse().ok()?, region: get("region")?.parse().ok()?, cut })
         };
         Ok(list.items.into_iter().filter_map(read).collect())
     }

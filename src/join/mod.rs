@@ -337,7 +337,7 @@ impl<'a> Join<'a> {
     /// Before anything changes on the hub, what will be left in the region that the cluster moves from.
     async fn note_move(&self) -> Result<()> {
         let Some(old) = self.moves_from() else { return Ok(()) };
-        let leftover = Leftover { cluster: self.member.cluster.clone(), region: old.region };
+        let leftover = Leftover { cluster: self.member.cluster.clone(), region: old.region, cut: false };
         self.undo.note(crate::undo::Step::ForgetLeftover(Box::new(self.hub.clone()), leftover.clone()));
         self.hub.put_leftover(&leftover).await
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use jiff::{SignedDuration, Timestamp};
 
 use super::aliases::{HostAliases, Wanted};
+use super::membership::Membership;
 use super::names::{ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
@@ -369,7 +370,11 @@ fn credentials(cluster: &SeenCluster, now: Timestamp) -> Outcome {
 fn answers(cluster: &SeenCluster) -> Outcome {
     match &cluster.answer {
         Ok(answer) => Outcome::Ok(format!("through the gateway, in {} ms", answer.millis)),
-        Err(failure) => Outcome::Failed(Problem::new(failure.cause(), failure.hint())),
+        Err(failure) => {
+            let Membership { region, upstream, upstream_port, .. } = &cluster.membership;
+            let fix = format!("{} (region {region} reaches it at {upstream}:{upstream_port})", failure.hint());
+            Outcome::Failed(Problem::new(failure.cause(), fix))
+        }
     }
 }
 

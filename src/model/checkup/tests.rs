@@ -153,7 +153,13 @@ const BREAKS: &[(Break, &str, &str, &str, &str)] = &[
         "they expire at 2026-06-03T00:00:00Z",
         "with a new kubeconfig",
     ),
-    (|o| business_a(o).answer = Err(silence(Kind::NotReachable)), "cluster business-a", "answers", "nothing within", "look for it"),
+    (
+        |o| business_a(o).answer = Err(silence(Kind::NotReachable)),
+        "cluster business-a",
+        "answers",
+        "nothing within",
+        "(region proxy-east reaches it at business-a.example:443)",
+    ),
     (
         |o| business_a(o).answer.as_mut().unwrap().identity = "other-uid".into(),
         "cluster business-a",

@@ -137,7 +137,7 @@ impl<'a> Chosen<'a> {
                 return Err(Failure::new(
                     Kind::Context,
                     format!("the kubeconfig has several contexts ({}) and none is current", names()),
-                    "set current-context in it, or choose one with --context",
+                    "set current-context in it, or choose one with context (--context)",
                 ));
             }
         };

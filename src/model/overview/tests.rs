@@ -32,7 +32,7 @@ out of step:
   region proxy-west: answers: nothing within 5 s
     fix: look for it
   cluster b: answers: nothing within 5 s
-    fix: look for it";
+    fix: look for it (region proxy-east reaches it at 10.9.0.1:443)";
     assert_eq!(text, want);
 }
 
