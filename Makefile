@@ -54,7 +54,7 @@ dist/faults/xregion: Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 	cargo build --locked -p xregion --features faults --bin xregion
 	mkdir -p $(@D) && cp $(CARGO_TARGET_DIR)/debug/xregion $@
 
-test-faults: image addon faults ## every kill point of join and leave, on a lab (as root, about 40 minutes)
+test-faults: image addon faults ## what make test has no time for, every kill point among it (as root, about 65 minutes)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1 --nocapture --ignored
 
 test-e2e: image addon faults ## end to end through the vela CLI, on a lab (as root)
@@ -80,6 +80,7 @@ lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitio
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir $(CARGO_TARGET_DIR)
 	$(CARGO_DENY) --locked --workspace check bans licenses sources
 	$(OFFLINE) $(VELA) def vet dist/xregion/definitions/
 	cd tests/cue && test -z "$$(gofmt -l . | tee /dev/stderr)" && $(GO_ENV) go vet ./...

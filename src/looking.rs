@@ -80,7 +80,7 @@ pub async fn traffic(hub: &Hub, asked: Option<&ClusterName>) -> Result<Vec<Regio
     let told = regions.into_iter().map(|name| async move {
         let read = async { Region::enter(hub, &name).await?.traffic().await };
         match timeout(PATIENCE, read).await.unwrap_or_else(|_| Err(silent(&name))) {
-            Ok(proxies) => RegionTraffic::of(name, &hub.id, &proxies.into_values().collect::<Vec<_>>()),
+            Ok(proxies) => RegionTraffic::of(name, &hub.id, &proxies),
             Err(failure) => RegionTraffic::unread(name, failure.cause()),
         }
     });

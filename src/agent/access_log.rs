@@ -1,22 +1,42 @@
 //! nginx's record of each session that ended: counted, and passed on as this proxy's access log, one JSON object a line on standard output.
 
 use std::io::Write as _;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::ChildStdout;
 
 use super::metrics::Metrics;
 
-/// Follows the records to their end. They must be read: nginx waits for whoever does.
+/// How many lines wait for whoever reads this proxy's log.
+const WAITING: usize = 1024;
+
+/// Follows the records to their end. They must be read in any case, as nginx waits for whoever does: a log that nobody reads loses lines.
 pub(super) async fn follow(records: ChildStdout, metrics: Metrics) {
-    let mut lines = BufReader::new(records).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        match serde_json::from_str(&line) {
+    let log = access_log();
+    let mut lines = BufReader::new(records).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        match serde_json::from_slice(&line) {
             Ok(session) => metrics.ended(&session),
             Err(error) => tracing::warn!(%error, "a record of nginx's can't be read"),
         }
-        // Who reads this proxy's log is not its trouble.
-        let _ = writeln!(std::io::stdout(), "{line}");
+        if let Err(TrySendError::Full(_)) = log.try_send(line) {
+            metrics.line_lost();
+        }
+    }
+}
+
+/// Standard output, written to by a thread of its own: it may block.
+fn access_log() -> SyncSender<Vec<u8>> {
+    let (sender, lines) = sync_channel(WAITING);
+    std::thread::spawn(move || write(&lines));
+    sender
+}
+
+fn write(lines: &Receiver<Vec<u8>>) {
+    for line in lines {
+        // Nobody to tell: this is where it would be said.
+        let _ = std::io::stdout().write_all(&[&line[..], b"\n"].concat());
     }
 }
 
@@ -90,7 +110,7 @@ mod tests {
         let mut nginx = Nginx::start(nginx, host, files).await.unwrap();
         let metrics = Metrics::new();
         metrics.set_nginx(nginx.id());
-        metrics.serving(&plan);
+        metrics.serving(&plan.served, 0);
         tokio::spawn(follow(nginx.take_access_log().unwrap(), metrics.clone()));
 
         for length in [100, 2000] {

@@ -101,7 +101,13 @@ fn lease(pod: &Pod, report: &Report, traffic: &Traffic, now: Timestamp) -> Lease
 /// The report, which joins wait for, and the traffic where there is room for it beside.
 fn annotations(report: &Report, traffic: &Traffic) -> (String, Option<String>) {
     let report = compact(report);
-    let traffic = serde_json::to_string(traffic).ok().filter(|json| json.len() + report.len() <= LONGEST_REPORT);
+    let traffic = serde_json::to_string(traffic).ok().filter(|json| {
+        let fits = json.len() + report.len() <= LONGEST_REPORT;
+        if !fits {
+            tracing::warn!(bytes = json.len(), "the traffic does not fit into the Lease; /metrics has it");
+        }
+        fits
+    });
     (report, traffic)
 }
 

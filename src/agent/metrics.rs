@@ -12,16 +12,19 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::plan::Plan;
+use super::plan::Serving;
 use super::{sockets, workers};
-use crate::model::route::Route;
-use crate::model::traffic::{Carried, Of, Session, Traffic};
+use crate::model::traffic::{Carried, Of, REACHED, Session, Traffic};
 
 /// The media type of OpenMetrics' text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Upper bounds, in seconds: of a session, from one request to a watch of hours, and of a connection to an API server.
 const DURATIONS: [f64; 9] = [0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
 const CONNECTS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 3.0];
+
+/// Values of the label `direction`.
+const TO_CLUSTER: &str = "to_cluster";
+const FROM_CLUSTER: &str = "from_cluster";
 
 /// Labels of one cluster's numbers, and one more.
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -43,13 +46,16 @@ struct Inner {
     routes: Family<Labels<1>, Gauge>,
     reloads: Family<Labels<1>, Counter>,
     draining: Gauge,
+    lost: Counter,
     state: Mutex<State>,
+    /// Held while all of it is written: what is told of open sessions is set anew each time.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct State {
     since: Timestamp,
-    /// Whose sessions come in by a port. One that is gone stays here: what is open on it still is its.
+    /// Whose sessions come in by a port. A route that is gone stays here until another has its port.
     ports: BTreeMap<u16, Of>,
     ended: BTreeMap<Of, Carried>,
     /// nginx's first process.
@@ -71,6 +77,8 @@ impl Metrics {
             routes: Family::default(),
             reloads: Family::default(),
             draining: Gauge::default(),
+            lost: Counter::default(),
+            writing: Mutex::default(),
             state: Mutex::new(State { since: Timestamp::now(), ports: BTreeMap::new(), ended: BTreeMap::new(), master: None }),
             registry: Registry::default(),
         };
@@ -102,6 +110,7 @@ impl Metrics {
             "nginx processes of earlier configurations, which end with their last session or at timeouts.drainSeconds",
             metrics.draining.clone(),
         );
+        registry.register("access_log_lines_lost", "Lines that nobody took off this proxy's standard output", metrics.lost.clone());
         Self(Arc::new(Inner { registry, ..metrics }))
     }
 
@@ -113,9 +122,9 @@ impl Metrics {
     /// A session ended.
     pub fn ended(&self, session: &Session) {
         let of = &session.of;
-        self.0.sessions.get_or_create(&with(of, "status", session.status)).inc();
-        self.0.bytes.get_or_create(&with(of, "direction", "to_cluster")).inc_by(session.received);
-        self.0.bytes.get_or_create(&with(of, "direction", "from_cluster")).inc_by(session.sent);
+        self.0.sessions.get_or_create(&with(of, "status", &session.status)).inc();
+        self.0.bytes.get_or_create(&with(of, "direction", TO_CLUSTER)).inc_by(session.received);
+        self.0.bytes.get_or_create(&with(of, "direction", FROM_CLUSTER)).inc_by(session.sent);
         self.0.durations.get_or_create(&labels(of)).observe(session.seconds);
         if let Some(seconds) = session.connect_seconds() {
             self.0.connects.get_or_create(&labels(of)).observe(seconds);
@@ -123,15 +132,27 @@ impl Metrics {
         *self.state().ended.entry(of.clone()).or_default() += Carried::of(session);
     }
 
-    /// A plan was carried out, and nginx reloaded or not.
-    pub fn serving(&self, plan: &Plan) {
+    /// These routes are served, and so many can't be.
+    pub fn serving(&self, serving: &Serving, refused: usize) {
         let count = |state: &str, number: usize| {
             self.0.routes.get_or_create(&[("state", state.to_owned())]).set(i64::try_from(number).unwrap_or(i64::MAX))
         };
-        count("served", plan.served.len());
-        count("refused", plan.problems.len());
-        let of = |route: &Route| Of { cluster: route.cluster.to_string(), hub: route.hub.short() };
-        self.state().ports.extend(plan.served.values().map(|served| (served.route.listen, of(&served.route))));
+        count("served", serving.len());
+        count("refused", refused);
+        for route in serving.values().map(|served| &served.route) {
+            let of = Of { cluster: route.cluster.to_string(), hub: route.hub.short() };
+            // From nothing on: what a counter has when it is first seen, nobody counts.
+            for direction in [TO_CLUSTER, FROM_CLUSTER] {
+                drop(self.0.bytes.get_or_create(&with(&of, "direction", direction)));
+            }
+            drop(self.0.sessions.get_or_create(&with(&of, "status", REACHED)));
+            self.state().ports.insert(route.listen, of);
+        }
+    }
+
+    /// A line of the access log was lost.
+    pub fn line_lost(&self) {
+        self.0.lost.inc();
     }
 
     /// nginx was given another configuration.
@@ -144,21 +165,22 @@ impl Metrics {
         let open = self.open();
         let state = self.state();
         let mut sums = state.ended.clone();
-        open.into_iter().for_each(|(of, carried)| *sums.entry(of).or_default() += carried);
+        open.into_iter().flatten().for_each(|(of, carried)| *sums.entry(of).or_default() += carried);
         Traffic::new(state.since, sums.iter().map(|(of, carried)| (of, *carried)))
     }
 
     /// All of it as OpenMetrics' text.
     pub fn text(&self) -> String {
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.open.clear();
         self.0.open_bytes.clear();
         let set = |gauge: &Gauge, number: u64| {
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         };
-        for (of, carried) in self.open() {
+        for (of, carried) in self.open().into_iter().flatten() {
             set(&self.0.open.get_or_create(&labels(&of)), carried.open);
-            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", "to_cluster")), carried.to_cluster);
-            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", "from_cluster")), carried.from_cluster);
+            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", TO_CLUSTER)), carried.to_cluster);
+            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", FROM_CLUSTER)), carried.from_cluster);
         }
         let master = self.state().master;
         self.0.draining.set(master.map_or(0, workers::draining));
@@ -169,17 +191,16 @@ impl Metrics {
         text
     }
 
-    /// What is open, by whose it is: on every port that is or was a route's, at least nothing.
-    fn open(&self) -> BTreeMap<Of, Carried> {
-        let open = sockets::by_local_port().unwrap_or_else(|error| {
-            tracing::warn!(error = %format!("{error:#}"), "open sessions are not counted");
-            BTreeMap::new()
-        });
+    /// What is open, by whose it is: on every port that is or was a route's, at least nothing. None where the kernel doesn't tell.
+    fn open(&self) -> Option<BTreeMap<Of, Carried>> {
+        let open = sockets::by_local_port()
+            .inspect_err(|error| tracing::warn!(error = %format!("{error:#}"), "open sessions are not counted"))
+            .ok()?;
         let mut sums: BTreeMap<Of, Carried> = BTreeMap::new();
         for (port, of) in &self.state().ports {
             *sums.entry(of.clone()).or_default() += open.get(port).copied().unwrap_or_default();
         }
-        sums
+        Some(sums)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

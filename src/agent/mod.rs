@@ -40,7 +40,7 @@ use kube::{Api, Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use self::debounce::Debounce;
 use self::endpoints::Endpoints;
@@ -60,6 +60,8 @@ use crate::model::report::Report;
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long open connections have to end then. With `LEAVE` it fits a pod's grace period of 40 s.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long nginx's last records may take.
+const RECORDS: Duration = Duration::from_secs(1);
 /// How often the loop turns at least; then also what was rejected is tried again.
 const TICK: Duration = Duration::from_secs(20);
 /// While nothing is served there is nothing to time out.
@@ -119,10 +121,7 @@ pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, sto
     let files = host.render(&NO_TRAFFIC, []);
     let mut nginx = Nginx::start(&nginx, host, files).await?;
     metrics.set_nginx(nginx.id());
-    if let Some(records) = nginx.take_access_log() {
-        // Not in the background that ends with the agent: what ends while nginx ends is recorded, too.
-        tokio::spawn(access_log::follow(records, metrics.clone()));
-    }
+    let records = nginx.take_access_log().map(|records| tokio::spawn(access_log::follow(records, metrics.clone())));
 
     // The first report is empty: it takes back what this pod said before its container was restarted.
     let (reports, reported) = watch::channel(Report::default());
@@ -146,6 +145,10 @@ pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, sto
     agent.health.set_ready(false);
     sleep(LEAVE).await;
     agent.nginx.stop(DRAIN).await;
+    if let Some(records) = records {
+        // The last sessions end with nginx.
+        let _ = timeout(RECORDS, records).await;
+    }
     Ok(())
 }
 
@@ -229,11 +232,12 @@ impl Agent {
                     self.health.set_ready(true);
                 }
                 let report = plan.report();
-                self.metrics.serving(&plan);
                 self.serving = plan.served;
                 report
             }
         };
+        let refused = report.0.values().filter(|applied| applied.problem.is_some()).count();
+        self.metrics.serving(&self.serving, refused);
         self.reports.send_if_modified(|last| std::mem::replace(last, report.clone()) != report);
         reloaded
     }

@@ -63,7 +63,8 @@ fn dump(family: u8, socket_id: SocketId) -> anyhow::Result<Vec<InetResponse>> {
             let length = (message.header.length as usize).next_multiple_of(4);
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => found.push(*response),
-                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Done(done) if done.code == 0 => return Ok(found),
+                NetlinkPayload::Done(done) => bail!("the kernel gave up listing connections: {}", done.code),
                 NetlinkPayload::Error(error) => bail!("the kernel doesn't list connections: {error}"),
                 _ => {}
             }
@@ -79,6 +80,7 @@ fn dump(family: u8, socket_id: SocketId) -> anyhow::Result<Vec<InetResponse>> {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -94,12 +96,18 @@ mod tests {
             server.read_exact(&mut [0; 1000]).unwrap();
             server.write_all(&[1; 300]).unwrap();
             client.read_exact(&mut [0; 300]).unwrap();
-            // What was read may not be acknowledged yet.
-            let sum =
-                std::iter::repeat_with(|| by_local_port().unwrap()[&address.port()]).find(|sum| sum.from_cluster >= 300).unwrap();
-            assert_eq!((sum.open, sum.to_cluster, sum.from_cluster), (1, 1000, 300));
+            let start = Instant::now();
+            let until = |want: Option<[u64; 3]>| loop {
+                let sum = by_local_port().unwrap().get(&address.port()).map(|sum| [sum.open, sum.to_cluster, sum.from_cluster]);
+                // What was read may not be acknowledged yet.
+                if sum == want {
+                    break;
+                }
+                assert!(start.elapsed() < Duration::from_secs(5), "{sum:?} is not {want:?}");
+            };
+            until(Some([1, 1000, 300]));
             drop((client, server));
-            while by_local_port().unwrap().contains_key(&address.port()) {}
+            until(None);
         }
     }
 }

@@ -151,7 +151,7 @@ stream {{
         let _ = writeln!(
             text,
             "log_format {name} escape=json '{{\"time\":\"$time_iso8601\",\"cluster\":\"{cluster}\",\"hub\":\"{hub}\",\"from\":\"$remote_addr\",\
-             \"to\":\"$upstream_addr\",\"status\":$status,\"received\":$bytes_received,\"sent\":$bytes_sent,\"seconds\":$session_time,\
+             \"to\":\"$upstream_addr\",\"status\":\"$status\",\"received\":$bytes_received,\"sent\":$bytes_sent,\"seconds\":$session_time,\
              \"connect\":\"$upstream_connect_time\"}}';",
             cluster = route.cluster,
             hub = route.hub.short(),
@@ -245,7 +245,7 @@ mod tests {
         let files = host().render(&timeouts(), [&served("business-a", "api.example", &["10.80.1.31", "2001:db8::1"])]);
         let hub = HubId::new("hub-uid").short();
         let want = "# business-a, api.example:443\nlog_format business-a-HUB escape=json '{\"time\":\"$time_iso8601\",\"cluster\":\"business-a\",\
-            \"hub\":\"HUB\",\"from\":\"$remote_addr\",\"to\":\"$upstream_addr\",\"status\":$status,\"received\":$bytes_received,\
+            \"hub\":\"HUB\",\"from\":\"$remote_addr\",\"to\":\"$upstream_addr\",\"status\":\"$status\",\"received\":$bytes_received,\
             \"sent\":$bytes_sent,\"seconds\":$session_time,\"connect\":\"$upstream_connect_time\"}';\nupstream business-a-HUB {\n    server 10.80.1.31:443 max_fails=0;\n    \
             server [2001:db8::1]:443 max_fails=0;\n}\nserver {\n    listen 8000 so_keepalive=60s:15s:4;\n    \
             listen [::]:8000 so_keepalive=60s:15s:4;\n    proxy_pass business-a-HUB;\n    access_log /dev/stdout business-a-HUB;\n}\n";

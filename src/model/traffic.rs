@@ -13,7 +13,7 @@ use super::names::{ClusterName, HubId};
 /// Annotation of a proxy's Lease that holds its [`Traffic`] as JSON.
 pub const TRAFFIC: &str = "xregion.oam.dev/traffic";
 /// nginx's status of a session that reached its upstream and ended in any way.
-const REACHED: u16 = 200;
+pub const REACHED: &str = "200";
 
 /// Whose traffic it is: a cluster's name, and the short form of its hub's identity.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -30,8 +30,8 @@ pub struct Session {
     /// Whose it was.
     #[serde(flatten)]
     pub of: Of,
-    /// nginx's status: 200 for one that reached its upstream, 502 for one that did not, 403, 500 and 503 as in HTTP.
-    pub status: u16,
+    /// nginx's status, three digits: 200 for one that reached its upstream, 502 for one that did not, 403, 500 and 503 as in HTTP.
+    pub status: String,
     /// Bytes from the client, to the cluster.
     pub received: u64,
     /// Bytes to the client, from the cluster.
@@ -112,6 +112,12 @@ impl Traffic {
     /// Puts sums under their keys.
     pub fn new<'a>(since: Timestamp, carried: impl IntoIterator<Item = (&'a Of, Carried)>) -> Self {
         Self { since, carried: carried.into_iter().map(|(of, carried)| (format!("{}/{}", of.hub, of.cluster), carried)).collect() }
+    }
+
+    /// The same of a proxy that is gone: what was open in it is no more.
+    pub fn without_open(mut self) -> Self {
+        self.carried.values_mut().for_each(|carried| carried.open = 0);
+        self
     }
 
     /// The sums of one hub's clusters.
@@ -234,7 +240,7 @@ mod tests {
 
     fn session(status: u16, connect: &str) -> Session {
         let json = format!(
-            r#"{{"time":"t","cluster":"a","hub":"h","from":"10.0.0.1","to":"10.0.0.2:443","status":{status},"received":10,"sent":20,"seconds":1.500,"connect":"{connect}"}}"#
+            r#"{{"time":"t","cluster":"a","hub":"h","from":"10.0.0.1","to":"10.0.0.2:443","status":"{status}","received":10,"sent":20,"seconds":1.500,"connect":"{connect}"}}"#
         );
         serde_json::from_str(&json).unwrap()
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::api::ListParams;
@@ -98,16 +99,21 @@ impl Region {
 
     /// What each proxy reports, by its name.
     pub async fn reports(&self) -> Result<BTreeMap<String, Report>> {
-        self.told(APPLIED).await
+        Ok(self.leases().await?.iter().filter_map(|lease| Some((lease.name_any(), read(lease, APPLIED)?))).collect())
     }
 
-    /// What each proxy has carried, by its name.
-    pub async fn traffic(&self) -> Result<BTreeMap<String, Traffic>> {
-        self.told(TRAFFIC).await
+    /// What each proxy has carried. What was open in one that tells no more is not.
+    pub async fn traffic(&self) -> Result<Vec<Traffic>> {
+        let now = Timestamp::now();
+        let told = self.leases().await?;
+        let one = |lease: &Lease| {
+            let traffic: Traffic = read(lease, TRAFFIC)?;
+            Some(if speaks(lease, now) { traffic } else { traffic.without_open() })
+        };
+        Ok(told.iter().filter_map(one).collect())
     }
 
-    /// What proxies tell in an annotation of their Leases.
-    async fn told<T: DeserializeOwned>(&self, annotation: &str) -> Result<BTreeMap<String, T>> {
+    async fn leases(&self) -> Result<Vec<Lease>> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
         let list = call(
             &self.name,
@@ -115,9 +121,21 @@ impl Region {
             leases.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}"))),
         )
         .await?;
-        let told = |lease: &Lease| serde_json::from_str(lease.annotations().get(annotation)?).ok();
-        Ok(list.items.iter().filter_map(|lease| Some((lease.name_any(), told(lease)?))).collect())
+        Ok(list.items)
     }
+}
+
+/// What a proxy tells in an annotation of its Lease.
+fn read<T: DeserializeOwned>(lease: &Lease, annotation: &str) -> Option<T> {
+    serde_json::from_str(lease.annotations().get(annotation)?).ok()
+}
+
+/// Whether a Lease still speaks for its proxy.
+fn speaks(lease: &Lease, now: Timestamp) -> bool {
+    let spec = lease.spec.as_ref();
+    let renewed = spec.and_then(|spec| spec.renew_time.as_ref());
+    let seconds = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
+    renewed.is_some_and(|at| now.duration_since(at.0).as_secs() <= i64::from(seconds))
 }
 
 /// One call to a region's API, with its bound and its error in the words of `what`.

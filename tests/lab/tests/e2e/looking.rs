@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use anyhow::Context as _;
 use serde_json::Value;
 use xregion_lab::Output;
 use xregion_lab::site::{GATEWAY, NAMESPACE};
@@ -24,11 +25,7 @@ fn business_a(overview: &Value) -> (&Value, &Value) {
 }
 
 fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
-    named_by(list, "name", name)
-}
-
-fn named_by<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
-    list.as_array().unwrap().iter().find(|one| one[key] == name).unwrap_or_else(|| panic!("no {name} in {list}"))
+    list.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
 fn doctor(output: &Output) -> (Option<i32>, &str) {
@@ -182,8 +179,9 @@ fn g_traffic_is_shown_by_region_and_cluster() {
         let output = run(&["traffic", "-o", "json"]);
         anyhow::ensure!(output.status.success(), "{output:?}");
         let regions: Value = serde_json::from_str(&output.stdout)?;
-        let east = named_by(&regions, "region", "proxy-east");
-        Ok(named_by(&east["clusters"], "cluster", "business-a").clone())
+        let one = |list: &Value, key: &str, name: &str| list.as_array()?.iter().find(|one| one[key] == name).cloned();
+        let east = one(&regions, "region", "proxy-east").context("proxy-east is not told of")?;
+        one(&east["clusters"], "cluster", "business-a").with_context(|| format!("business-a is not in {east}"))
     };
     let before = eventually("the proxies to tell", carried);
     for _ in 0..20 {
@@ -192,7 +190,7 @@ fn g_traffic_is_shown_by_region_and_cluster() {
     // They tell every 20 s.
     eventually("what was carried", || {
         let now = carried()?;
-        let grown = |key: &str| now[key].as_u64().unwrap() - before[key].as_u64().unwrap();
+        let grown = |key: &str| now[key].as_u64().unwrap().saturating_sub(before[key].as_u64().unwrap());
         anyhow::ensure!(grown("bytesFromCluster") > 20 * 200 && grown("bytesToCluster") > 0, "{before} {now}");
         Ok(())
     });
