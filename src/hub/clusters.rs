@@ -14,6 +14,8 @@ use crate::error::{Failure, Kind, Result};
 use crate::model::membership::{CREDENTIAL_TYPE, EXPIRES, Membership};
 use crate::model::names::{ClusterName, NAMESPACE};
 
+/// The Job's ServiceAccount, as clusters name it that are asked as it.
+const ACCOUNT: &str = "system:serviceaccount:vela-system:xregion";
 /// How long a cluster may take to say who it is, when that is asked only to compare.
 const IDENTITY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -48,6 +50,15 @@ impl JoinedCluster {
     pub fn name(&self) -> &str {
         self.secret.metadata.name.as_deref().unwrap_or_default()
     }
+}
+
+/// What a joined cluster says of who it is.
+pub enum Identity {
+    /// The UID of its namespace `kube-system`.
+    Known(String),
+    /// It answers, and does not let this Job's account read that. With KubeVela's `authentication.enabled` the gateway asks clusters as
+    /// whoever asks it, and no cluster but the regions' need know that account.
+    Withheld(Failure),
 }
 
 impl Hub {
@@ -86,15 +97,27 @@ impl Hub {
 
     /// The UID of the namespace `kube-system` of a joined cluster, as seen through the gateway now.
     pub async fn identity_through_gateway(&self, name: &ClusterName) -> Result<String> {
+        match self.ask_identity(name).await? {
+            Identity::Known(uid) => Ok(uid),
+            Identity::Withheld(failure) => Err(failure),
+        }
+    }
+
+    /// The same for a Job, to whose account a cluster may withhold it and yet be there.
+    pub async fn ask_identity(&self, name: &ClusterName) -> Result<Identity> {
         let namespaces: Api<Namespace> = Api::all(self.through_gateway(name)?);
         let system = tokio::time::timeout(IDENTITY_TIMEOUT, namespaces.get("kube-system"))
             .await
-            .map_err(|_| no_answer(name, None, &format!("nothing within {} s", IDENTITY_TIMEOUT.as_secs())))?
-            .map_err(|error| match error {
-                kube::Error::Api(status) => no_answer(name, Some(status.code), &status.message),
-                error => no_answer(name, None, &super::root_cause(&error)),
-            })?;
-        Ok(system.metadata.uid.unwrap_or_default())
+            .map_err(|_| no_answer(name, None, &format!("nothing within {} s", IDENTITY_TIMEOUT.as_secs())))?;
+        match system {
+            Ok(system) => Ok(Identity::Known(system.metadata.uid.unwrap_or_default())),
+            Err(kube::Error::Api(status)) => {
+                let failure = no_answer(name, Some(status.code), &status.message);
+                let withheld = status.code == 403 && status.message.contains(ACCOUNT);
+                if withheld { Ok(Identity::Withheld(failure)) } else { Err(failure) }
+            }
+            Err(error) => Err(no_answer(name, None, &super::root_cause(&error))),
+        }
     }
 
     /// The name under which a cluster other than `except` with this identity is joined already.

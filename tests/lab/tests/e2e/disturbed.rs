@@ -74,7 +74,7 @@ fn b_gateway_s_pod_is_deleted() {
 #[test]
 #[ignore = "make test-faults"]
 fn c_proxy_cluster_s_api_server_restarts() {
-    join_disturbed(172, "rout", json!({}), |lab| {
+    join_disturbed(172, "starting Job", json!({}), |lab| {
         lab.stop_api("proxy-east").unwrap();
         lab.start_api("proxy-east").unwrap();
     });
@@ -136,7 +136,7 @@ fn g_somebody_else_writes_the_same_objects_all_the_while() {
             writer("proxy-east", "service/cross-region-nginx-proxy-svc", ""),
             writer("proxy-east", "configmaps", "xregion.oam.dev/kind=route"),
         ];
-        let status = std::panic::catch_unwind(|| join_disturbed(178, "read", json!({}), |_| {}));
+        let status = std::panic::catch_unwind(|| join_disturbed(178, "starting Job", json!({}), |_| {}));
         writing.store(false, Ordering::Relaxed);
         for writer in writers {
             assert!(writer.join().unwrap() > 20, "too few writes to be in the way");
