@@ -71,7 +71,7 @@ fn a_changed_host_takes_over_without_a_failed_request_even_to_the_cluster_itself
     assert_eq!(routes(lab, "proxy-east", &spec.name).len(), 1);
     let aliases = lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", "json"]).unwrap();
     assert!(!aliases.contains(&format!("{}.idc.example", spec.name)), "the old name is gone");
-    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap().status.success());
+    assert!(super::laptop::run(&["leave", &spec.name]).status.success());
     is_gone(&spec.name);
     lab.stop_business(&spec.name).unwrap();
 }
@@ -230,9 +230,7 @@ fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
         || lab.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", "jsonpath={.spec.template.spec.hostAliases}"]);
     assert_ne!(annotation(&specs[0].name, "node-port"), annotation(&specs[1].name, "node-port"));
     // One that is open goes, although the name stays.
-    let leave = |name: &str| {
-        assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", name, "--cut"]).unwrap().status.success())
-    };
+    let leave = |name: &str| assert!(super::laptop::run(&["leave", name, "--cut"]).status.success());
     let path = format!("/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{}/proxy{}", specs[0].name, Watch::NAMESPACES);
     let watch = Watch::start(lab.command("hub", &["kubectl", "get", "--raw", &path]).unwrap());
     let before = lab.gateway_revision().unwrap();
@@ -309,7 +307,7 @@ fn h_cluster_joined_by_hand_is_taken_over_without_a_failed_request() {
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
     assert_eq!(annotation(&spec.name, "region"), "proxy-west");
     is_there(&spec.name);
-    assert!(lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap().status.success());
+    assert!(super::laptop::run(&["leave", &spec.name]).status.success());
     is_gone(&spec.name);
     lab.stop_business(&spec.name).unwrap();
 }

@@ -8,7 +8,7 @@ use xregion_lab::Lab;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 
 use super::fixture::{Snapshot, await_stage, bring, eventually, fresh, is_there, joined, properties, through_gateway};
-use super::laptop::xregion;
+use super::laptop::run;
 use super::leaves::is_gone;
 
 /// Joins a fresh cluster, does something once its step tells `stage`, and sees the join to its end, however that is. Then joins again,
@@ -29,7 +29,7 @@ fn join_disturbed(host: u8, stage: &str, more: Value, disturb: impl FnOnce(&Lab)
     lab.await_running("again").unwrap();
     is_there(&spec.name);
     lab.vela_delete("again").unwrap();
-    let left = lab.run("laptop", &[xregion().as_str(), "leave", &spec.name]).unwrap();
+    let left = run(&["leave", &spec.name]);
     assert!(left.status.success(), "{left:?}");
     is_gone(&spec.name);
     lab.stop_business(&spec.name).unwrap();

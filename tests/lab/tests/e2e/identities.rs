@@ -120,7 +120,7 @@ fn a_membership_of_an_author_with_few_rights_is_joined_and_left() {
         assert!(site::message(&status).contains("joined: "), "{}", site::message(&status));
         is_there(&spec.name);
         lab.vela_delete("of-author").unwrap();
-        let left = lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap();
+        let left = super::laptop::run(&["leave", &spec.name]);
         assert!(left.status.success(), "{left:?}");
         super::leaves::is_gone(&spec.name);
         lab.stop_business(&spec.name).unwrap();

@@ -233,7 +233,7 @@ fn m_what_another_hub_has_of_a_cluster_of_the_same_name_is_left_alone() {
     is_there(&spec.name);
     lab.vela_delete("ours").unwrap();
     assert_ne!(annotation(&spec.name, "node-port"), "30080");
-    let left = lab.run("laptop", &[super::laptop::xregion().as_str(), "leave", &spec.name]).unwrap();
+    let left = super::laptop::run(&["leave", &spec.name]);
     assert!(left.status.success(), "{left:?}");
 
     let of_cluster = ["get", "configmaps", "-n", NAMESPACE, "-l", &format!("xregion.oam.dev/cluster={}", spec.name), "-o", "json"];
