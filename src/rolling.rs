@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::Result;
 use crate::hub::Hub;
-use crate::hub::gateway::Gateway;
+use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::lock::holder_name;
 use crate::hub::progress::Progress;
 use crate::model::aliases::{HostAliases, Wanted};
@@ -60,14 +60,19 @@ impl Change {
         }
         aliases.with(&[], &self.addresses)
     }
+
+    /// What it has to wait for: a name that is wanted must be known wherever a request may go; who leaves has nobody to wait for.
+    fn old_pods(&self) -> OldPods {
+        if self.wanted.is_empty() { OldPods::Ending } else { OldPods::Gone }
+    }
 }
 
-/// Makes a change and waits until every gateway pod has it, without a failed request. Returns whether anything was changed.
+/// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether anything was changed.
 pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
     let now = gateway.aliases().await?;
     if change.applied_to(&now, &[]) == now {
         // Nothing to change; but the run before this one may have ended in the middle of its rollout.
-        gateway.rolled(progress).await?;
+        gateway.rolled(progress, change.old_pods()).await?;
         return Ok(false);
     }
     let lock = hub.lock_gateway(&holder_name()?).await?;
@@ -75,7 +80,8 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
         let changed = gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
-        gateway.roll(progress).await?;
+        let old = if cut { OldPods::Gone } else { change.old_pods() };
+        gateway.roll(progress, old).await?;
         Ok(changed)
     }
     .await;
@@ -161,6 +167,8 @@ mod tests {
         let want = change(&[("o.example", "o", "east"), ("y.example", "y", "east"), ("z.example", "z", "west")], &[]);
         assert_eq!(after.record, want.applied_to(&HostAliases::default(), &[]).record);
         assert_eq!(change(&[], &["nobody"]).applied_to(&now, &[]), now, "unchanged means no rollout");
+        assert_eq!(change(&[], &["x"]).old_pods(), OldPods::Ending);
+        assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(), OldPods::Gone);
     }
 
     #[test]

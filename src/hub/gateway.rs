@@ -29,6 +29,17 @@ const ENDPOINTS_SETTLE: Duration = Duration::from_secs(3);
 /// How long a pod that was taken out of service lives on if this process dies before it ends it.
 const RETIRED_SECONDS: i64 = 15;
 
+/// What becomes of the old gateway pods before a rollout is over.
+///
+/// One that is ending still answers over the connections that it has. It doesn't know a new name, but one name too many does no harm.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OldPods {
+    /// They are gone.
+    Gone,
+    /// They end in their own time: nobody new is led to them.
+    Ending,
+}
+
 /// The gateway's Deployment.
 #[derive(Clone)]
 pub struct Gateway {
@@ -123,7 +134,7 @@ impl Gateway {
         let deployment = self.deployment().await?;
         match rollout::progress(&deployment) {
             Rollout::Stuck(what) => Ok(Some(what)),
-            _ => self.lacking(&deployment).await,
+            _ => self.lacking(&deployment, OldPods::Gone).await,
         }
     }
 
@@ -148,12 +159,9 @@ impl Gateway {
         ))
     }
 
-    /// Waits until every gateway pod has the Deployment's present host aliases and those before are gone.
-    ///
-    /// The pods themselves count, not only the Deployment's status: one that is ending still answers over connections that it
-    /// has, and doesn't know a new name.
-    pub async fn rolled(&self, progress: &Progress) -> Result<()> {
-        while let Some(what) = self.lacking(&self.deployment().await?).await? {
+    /// Waits until every gateway pod that anybody new is led to has the Deployment's present host aliases, and the old ones are as wanted.
+    pub async fn rolled(&self, progress: &Progress, old: OldPods) -> Result<()> {
+        while let Some(what) = self.lacking(&self.deployment().await?, old).await? {
             progress.waits_for(&what).await;
             sleep(ASK_EVERY).await;
         }
@@ -161,14 +169,14 @@ impl Gateway {
     }
 
     /// The same for whoever holds the right to change the gateway: sees old pods out that would end too early by themselves.
-    pub async fn roll(&self, progress: &Progress) -> Result<()> {
+    pub async fn roll(&self, progress: &Progress, old: OldPods) -> Result<()> {
         loop {
             let deployment = self.deployment().await?;
             let pods = self.list(&self.selector).await?;
             match rollout::handover(&deployment, &pods) {
                 Handover::Early => {}
-                Handover::Due(old) => {
-                    self.hand_over(&old).await?;
+                Handover::Due(pods) => {
+                    self.hand_over(&pods).await?;
                     continue;
                 }
                 Handover::None => {
@@ -176,14 +184,14 @@ impl Gateway {
                     self.end_retired().await?;
                 }
             }
-            let Some(what) = self.lacking(&deployment).await? else { return Ok(()) };
+            let Some(what) = self.lacking(&deployment, old).await? else { return Ok(()) };
             progress.waits_for(&what).await;
             sleep(ASK_EVERY).await;
         }
     }
 
     /// What the rollout lacks, if it is not through.
-    async fn lacking(&self, deployment: &Deployment) -> Result<Option<String>> {
+    async fn lacking(&self, deployment: &Deployment, old: OldPods) -> Result<Option<String>> {
         match rollout::progress(deployment) {
             Rollout::Stuck(why) => Err(Failure::new(
                 Kind::GatewayRollout,
@@ -191,6 +199,8 @@ impl Gateway {
                 format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
             )),
             Rollout::Waiting(what) => Ok(Some(what)),
+            Rollout::Complete if old == OldPods::Ending => Ok(None),
+            // The pods themselves count: the Deployment's status leaves out those that are ending.
             Rollout::Complete => {
                 let pods = self.list(&self.selector).await?;
                 let mut ending = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count();

@@ -192,7 +192,7 @@ pub fn progress(deployment: &Deployment) -> Progress {
         return Progress::Waiting(format!("{updated} of {wanted} gateway pods are new"));
     }
     if all > updated {
-        return Progress::Waiting(format!("{} old gateway pods are ending", all - updated));
+        return Progress::Waiting(format!("{} of {all} gateway pods are old", all - updated));
     }
     if available < updated {
         return Progress::Waiting(format!("{available} of {updated} new gateway pods are available"));
@@ -341,7 +341,7 @@ mod tests {
         let waiting = |text: &str| Progress::Waiting(text.into());
         assert_eq!(of(2, 1, [1, 1, 1], ""), waiting("the Deployment's change to be seen"));
         assert_eq!(of(2, 2, [1, 0, 1], ""), waiting("0 of 1 gateway pods are new"));
-        assert_eq!(of(2, 2, [2, 1, 1], ""), waiting("1 old gateway pods are ending"));
+        assert_eq!(of(2, 2, [2, 1, 1], ""), waiting("1 of 2 gateway pods are old"));
         assert_eq!(of(2, 2, [1, 1, 0], ""), waiting("0 of 1 new gateway pods are available"));
         assert_eq!(of(2, 2, [1, 1, 1], ""), Progress::Complete);
         assert_eq!(of(2, 2, [1, 0, 1], "ProgressDeadlineExceeded"), Progress::Stuck("timed out".into()));
