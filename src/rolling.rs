@@ -19,6 +19,8 @@ use crate::region::Region;
 /// How long a rollout waits for what others are about to want, so that one serves them all.
 const GATHER_PATIENCE: Duration = Duration::from_secs(8);
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How often a run asks whether it may change the gateway, or needn't any more.
+const QUEUE_EVERY: Duration = Duration::from_millis(500);
 
 /// What a run wants of the gateway's host aliases.
 #[derive(Default)]
@@ -61,32 +63,39 @@ impl Change {
         aliases.with(&[], &self.addresses)
     }
 
-    /// What it has to wait for: a name that is wanted must be known wherever a request may go; who leaves has nobody to wait for.
-    fn old_pods(&self) -> OldPods {
-        if self.wanted.is_empty() { OldPods::Ending } else { OldPods::Gone }
+    /// What it has to wait for: a name that is wanted must be known wherever a request may go, and connections are cut by the end of
+    /// the pods that carry them. Who just leaves has nothing to wait for.
+    fn old_pods(&self, cut: bool) -> OldPods {
+        if self.wanted.is_empty() && !cut { OldPods::Ending } else { OldPods::Gone }
     }
 }
 
-/// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether anything was changed.
+/// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether there was anything to change.
 pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
-    let now = gateway.aliases().await?;
-    if change.applied_to(&now, &[]) == now {
-        // Nothing to change; but the run before this one may have ended in the middle of its rollout.
-        gateway.rolled(progress, change.old_pods()).await?;
-        return Ok(false);
-    }
-    let lock = hub.lock_gateway(&holder_name()?).await?;
+    let holder = holder_name()?;
+    let mut differed = false;
+    let lock = loop {
+        let now = gateway.aliases().await?;
+        if change.applied_to(&now, &[]) == now {
+            // Another run did it with its own; or the run before this one died in the middle of its rollout.
+            gateway.rolled(progress, change.old_pods(gateway.cuts())).await?;
+            return Ok(differed);
+        }
+        differed = true;
+        if let Some(lock) = hub.lock_gateway(&holder).await? {
+            break lock;
+        }
+        sleep(QUEUE_EVERY).await;
+    };
     let rolled = async {
         let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
-        let changed = gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
-        let old = if cut { OldPods::Gone } else { change.old_pods() };
-        gateway.roll(progress, old).await?;
-        Ok(changed)
+        gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
+        gateway.roll(progress, change.old_pods(gateway.cuts())).await
     }
     .await;
     lock.release().await;
-    rolled
+    rolled.map(|()| true)
 }
 
 /// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that
@@ -167,8 +176,9 @@ mod tests {
         let want = change(&[("o.example", "o", "east"), ("y.example", "y", "east"), ("z.example", "z", "west")], &[]);
         assert_eq!(after.record, want.applied_to(&HostAliases::default(), &[]).record);
         assert_eq!(change(&[], &["nobody"]).applied_to(&now, &[]), now, "unchanged means no rollout");
-        assert_eq!(change(&[], &["x"]).old_pods(), OldPods::Ending);
-        assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(), OldPods::Gone);
+        assert_eq!(change(&[], &["x"]).old_pods(false), OldPods::Ending);
+        assert_eq!(change(&[], &["x"]).old_pods(true), OldPods::Gone);
+        assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(false), OldPods::Gone);
     }
 
     #[test]

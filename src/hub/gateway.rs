@@ -124,6 +124,11 @@ impl Gateway {
         Self { cut: self.cut || cut, ..self }
     }
 
+    /// Whether its changes end open connections.
+    pub fn cuts(&self) -> bool {
+        self.cut
+    }
+
     /// The host aliases it has now.
     pub async fn aliases(&self) -> Result<HostAliases> {
         rollout::host_aliases(&self.read().await?)

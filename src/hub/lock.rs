@@ -18,7 +18,6 @@ const NAME: &str = "xregion-gateway";
 /// After so long without renewal the holder is taken for dead.
 const DURATION_SECONDS: i32 = 15;
 const RENEW_EVERY: Duration = Duration::from_secs(5);
-const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// The right to change the gateway, held until it is released or its process ends.
 pub struct GatewayLock {
@@ -28,14 +27,14 @@ pub struct GatewayLock {
 }
 
 impl Hub {
-    /// Waits for the right to change the gateway; `holder` is a name nobody else uses.
-    pub async fn lock_gateway(&self, holder: &str) -> Result<GatewayLock> {
+    /// The right to change the gateway, unless somebody else has it; `holder` is a name nobody else uses.
+    pub async fn lock_gateway(&self, holder: &str) -> Result<Option<GatewayLock>> {
         let leases: Api<Lease> = Api::namespaced(self.client(), NAMESPACE);
-        while !take(&leases, holder).await? {
-            sleep(ASK_EVERY).await;
+        if !take(&leases, holder).await? {
+            return Ok(None);
         }
         let renewal = tokio::spawn(renew(leases.clone(), holder.to_owned()));
-        Ok(GatewayLock { leases, holder: holder.to_owned(), renewal })
+        Ok(Some(GatewayLock { leases, holder: holder.to_owned(), renewal }))
     }
 }
 

@@ -38,8 +38,9 @@ use crate::region::Region;
 use crate::undo::Undo;
 
 const ASK_EVERY: Duration = Duration::from_millis(250);
-/// How many clusters are laid and proven at once.
-const PROVEN_AT_ONCE: usize = 10;
+/// How many clusters are read, written or proven at once. While a cluster waits for its proxies, it is nobody's turn: so the routes of a
+/// run are written in one burst, and taken up by one reload.
+const AT_ONCE: usize = 10;
 /// How many `vela` run at once: each takes about 100 MiB.
 const JOINED_AT_ONCE: usize = 3;
 
@@ -93,12 +94,11 @@ pub enum Source {
 pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo]) -> Result<Vec<Result<Joined>>> {
     let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();
     let gateway = hub.gateway(order.gateway.as_deref()).await?;
-    let permits = Semaphore::new(PROVEN_AT_ONCE);
+    let turns = Semaphore::new(AT_ONCE);
     let proven = join_all(order.members.iter().zip(&tellers).zip(undos).map(|((member, tell), undo)| {
-        let (permits, gateway) = (&permits, &gateway);
+        let (turns, gateway) = (&turns, &gateway);
         async move {
-            let _permit = permits.acquire().await;
-            let proven = prove(hub, order, member, gateway, tell, undo).await;
+            let proven = prove(hub, order, member, gateway, tell, undo, turns).await;
             settled(proven, tell, undo).await
         }
     }))
@@ -149,9 +149,12 @@ async fn prove<'a>(
     gateway: &'a Gateway,
     tell: &'a Teller<'a>,
     undo: &'a Undo,
+    turns: &'a Semaphore,
 ) -> Result<Proven<'a>> {
+    let turn = turns.acquire().await;
     tell.stage(Stage::Reading, &format!("reading the kubeconfig of {} and region {}", member.cluster, member.region)).await;
-    let mut join = Join::read(hub, order, member, gateway, tell, undo).await?;
+    let mut join = Join::read(hub, order, member, gateway, tell, undo, turns).await?;
+    drop(turn);
 
     let upstream = authority_part(&join.access.host.to_string(), join.access.port);
     tell.stage(Stage::Routing, &format!("routing {upstream} through region {}", member.region)).await;
@@ -195,6 +198,7 @@ struct Join<'a> {
     gateway: &'a Gateway,
     tell: &'a Teller<'a>,
     undo: &'a Undo,
+    turns: &'a Semaphore,
     access: Access,
     before: Option<JoinedCluster>,
     region: Region,
@@ -251,6 +255,7 @@ impl<'a> Join<'a> {
         gateway: &'a Gateway,
         tell: &'a Teller<'a>,
         undo: &'a Undo,
+        turns: &'a Semaphore,
     ) -> Result<Self> {
         let access = match &member.source {
             Source::Read(access) => (**access).clone(),
@@ -282,6 +287,7 @@ impl<'a> Join<'a> {
             gateway,
             tell,
             undo,
+            turns,
             access,
             before,
             region,

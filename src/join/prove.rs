@@ -54,6 +54,8 @@ impl Join<'_> {
     /// Writes the route and its port, waits until every ready proxy serves it, and proves it. Where no node port is asked for and it
     /// has none, it gets the preferred one if that is free.
     pub(super) async fn lay(&mut self, slot: Slot, current: Option<Route>, preferred: Option<u16>) -> Result<Membership> {
+        let turns = self.turns;
+        let turn = turns.acquire().await;
         let mut route = self.route(slot, current.as_ref());
         let had = self.region.ports(&route.port_name()).await?;
         match (had, self.asked(slot).await?) {
@@ -83,8 +85,10 @@ impl Join<'_> {
             route.uid = self.region.put_route(&route).await?;
             self.changed = true;
         }
+        drop(turn);
         self.applied(&route).await?;
 
+        let _turn = turns.acquire().await;
         let ready = self.nodes.iter().filter(|node| node.ready).count();
         self.tell.stage(Stage::Proving, &format!("proving the way to {} over {ready} nodes", route.cluster)).await;
         let (alias, identity) = self.prove(ports.node).await?;
