@@ -142,7 +142,7 @@ impl Join<'_> {
                             Kind::AddressRefused,
                             "check the server in the kubeconfig, and upstreams.allow at the region's xregion-proxy",
                         ),
-                        Reason::Invalid | Reason::Rejected => (Kind::RouteNotApplied, "see the proxy's log"),
+                        Reason::Invalid | Reason::Rejected | Reason::Other => (Kind::RouteNotApplied, "see the proxy's log"),
                     };
                     return Err(Failure::new(
                         kind,

@@ -42,6 +42,9 @@ pub enum Reason {
     Invalid,
     /// nginx did not take the configuration.
     Rejected,
+    /// A class that a later version knows; its message says what it is.
+    #[serde(other)]
+    Other,
 }
 
 /// How far the region's proxies are with one route.

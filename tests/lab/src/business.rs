@@ -73,8 +73,8 @@ impl Lab {
         Ok(cluster)
     }
 
-    /// Removes a cluster that `start_business` started, also one that is half there.
-    pub fn stop_business(&self, name: &str) -> Result<()> {
+    /// Removes a cluster that was started beside the fixed ones, also one that is half there.
+    pub fn stop_cluster(&self, name: &str) -> Result<()> {
         if topology::clusters().iter().any(|cluster| cluster.name == name) {
             bail!("{name} is a fixed part of the lab");
         }
@@ -82,10 +82,12 @@ impl Lab {
         if let (Some(host), Some(region)) = (cluster.host(), cluster.region) {
             Resolver::new(self.state(), region).forget_name(&host)?;
         }
-        teardown::end_processes_at(self.state(), name)?;
-        let namespace = topology::namespace(name);
-        if net::namespaces().contains(&namespace) {
-            net::remove_namespace(&namespace)?;
+        for place in cluster.places() {
+            teardown::end_place(self.state(), &place.name)?;
+            let namespace = topology::namespace(&place.name);
+            if net::namespaces().contains(&namespace) {
+                net::remove_namespace(&namespace)?;
+            }
         }
         self.state().forget(&cluster)
     }

@@ -13,7 +13,6 @@ use crate::pki::{Authority, Pair, Validity};
 use crate::progress;
 use crate::topology::Cluster;
 
-const HUB: &str = "hub";
 const NAMESPACE: &str = "vela-system";
 const WEBHOOK_SECRET: &str = "kubevela-vela-core-admission";
 const GATEWAY_SECRET: &str = "kubevela-vela-core-cluster-gateway-tls-v2";
@@ -31,27 +30,27 @@ const VALUES: [&str; 6] = [
     "multicluster.clusterGateway.resources.limits.cpu=1",
 ];
 
-/// Installs KubeVela on the hub, whose node must be Ready.
-pub fn install(lab: &Lab) -> Result<()> {
+/// Installs KubeVela on a hub, whose node must be Ready.
+pub fn install(lab: &Lab, hub: &str) -> Result<()> {
     let authority = Authority::new("lab-cert-manager")?;
-    lab.apply(HUB, &before(&authority)?).context("playing cert-manager")?;
+    lab.apply(hub, &before(&authority)?).context("playing cert-manager")?;
     let chart = lab.tools().chart.display().to_string();
     let mut args = vec!["vela", "install", "-y", "--version", KUBEVELA_VERSION, "--file", &chart];
     args.extend(VALUES.iter().flat_map(|value| ["--set", value]));
-    progress::run_logged("installing KubeVela", lab.command(HUB, &args)?, &lab.state().log(HUB, "vela-install"))?;
-    trust(lab, authority.certificate())?;
+    progress::run_logged("installing KubeVela", lab.command(hub, &args)?, &lab.state().log(hub, "vela-install"))?;
+    trust(lab, hub, authority.certificate())?;
     let wait = ["wait", "--for=condition=Available", "--timeout=60s", &format!("apiservice/{API_SERVICE}")];
-    lab.kubectl(HUB, &wait).context("cluster-gateway's API")?;
+    lab.kubectl(hub, &wait).context("cluster-gateway's API")?;
     // It can't be reached from here, and every addon command would wait for it.
-    lab.run(HUB, &["vela", "addon", "registry", "delete", "KubeVela"])?.success().context("removing the built-in registry")?;
+    lab.run(hub, &["vela", "addon", "registry", "delete", "KubeVela"])?.success().context("removing the built-in registry")?;
     Ok(())
 }
 
-/// Joins a proxy cluster directly.
-pub fn join(lab: &Lab, cluster: &Cluster) -> Result<()> {
+/// Joins a proxy cluster directly to a hub.
+pub fn join(lab: &Lab, hub: &str, cluster: &Cluster) -> Result<()> {
     let kubeconfig = lab.state().kubeconfig(&cluster.name, "user").display().to_string();
     let join = ["vela", "cluster", "join", &kubeconfig, "--name", &cluster.name, "-y"];
-    lab.run(HUB, &join)?.success().with_context(|| format!("joining {}", cluster.name))?;
+    lab.run(hub, &join)?.success().with_context(|| format!("joining {}", cluster.name))?;
     Ok(())
 }
 
@@ -104,24 +103,24 @@ fn secret(name: &str, authority: &Authority, pair: &Pair) -> Result<Value> {
 }
 
 /// Puts the CA where cert-manager would.
-fn trust(lab: &Lab, authority: &str) -> Result<()> {
+fn trust(lab: &Lab, hub: &str, authority: &str) -> Result<()> {
     let bundle = base64(authority)?;
     let patch = json!({"spec": {"caBundle": bundle, "insecureSkipTLSVerify": false}}).to_string();
-    lab.kubectl(HUB, &["patch", "apiservice", API_SERVICE, "--type=merge", "-p", &patch])?;
+    lab.kubectl(hub, &["patch", "apiservice", API_SERVICE, "--type=merge", "-p", &patch])?;
     for kind in ["validatingwebhookconfiguration", "mutatingwebhookconfiguration"] {
-        let text = lab.kubectl(HUB, &["get", kind, WEBHOOK_SECRET, "-o", "json"])?;
+        let text = lab.kubectl(hub, &["get", kind, WEBHOOK_SECRET, "-o", "json"])?;
         let mut object: Value = serde_json::from_str(&text).with_context(|| format!("{kind} is no JSON"))?;
         for webhook in object["webhooks"].as_array_mut().context("no webhooks")? {
             webhook["clientConfig"]["caBundle"] = json!(bundle);
         }
-        lab.kubectl_with_input(HUB, &["replace", "-f", "-"], &object.to_string())?;
+        lab.kubectl_with_input(hub, &["replace", "-f", "-"], &object.to_string())?;
     }
     Ok(())
 }
 
 /// Whether KubeVela's Deployments are available.
-pub fn await_available(lab: &Lab, bound: Duration) -> Result<()> {
+pub fn await_available(lab: &Lab, hub: &str, bound: Duration) -> Result<()> {
     let timeout = format!("--timeout={}s", bound.as_secs());
-    lab.kubectl(HUB, &["-n", NAMESPACE, "wait", "--for=condition=Available", &timeout, "deployment", "--all"])?;
+    lab.kubectl(hub, &["-n", NAMESPACE, "wait", "--for=condition=Available", &timeout, "deployment", "--all"])?;
     Ok(())
 }

@@ -170,7 +170,7 @@ impl Lab {
         }
         let fixed = topology::clusters();
         for further in self.state().clusters()?.iter().filter(|cluster| fixed.iter().all(|one| one.name != cluster.name)) {
-            self.stop_business(&further.name)?;
+            self.stop_cluster(&further.name)?;
         }
         let bare =
             r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;

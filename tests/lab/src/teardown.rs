@@ -27,7 +27,8 @@ pub fn take_down(state: &State) -> Result<()> {
     // Mounts are listed by their real paths.
     let root = fs::canonicalize(state.root()).unwrap_or_else(|_| state.root().to_owned());
     end_processes(state, &root)?;
-    remove_cgroups(&root)?;
+    let places = root.join("places");
+    remove_cgroups(process::names_in(&places).iter().map(|place| places.join(place)))?;
     unmount_below(&root)?;
     for namespace in net::namespaces() {
         net::remove_namespace(&namespace)?;
@@ -64,6 +65,12 @@ fn end_processes(state: &State, root: &Path) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Ends a place for good: its processes, its pods' cgroups, its mounts.
+pub fn end_place(state: &State, place: &str) -> Result<()> {
+    end_processes_at(state, place)?;
+    remove_cgroups([state.place(place)].into_iter())
 }
 
 /// Kills what runs in the network of one place, and in its pods' networks.
@@ -157,12 +164,10 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
-/// Removes the (now empty) cgroups of the lab's pods, in each hierarchy. containerd puts them beside those of any other
-/// containerd of the machine, so only the names its state holds are the lab's.
-fn remove_cgroups(root: &Path) -> Result<()> {
-    let places = root.join("places");
-    let containers: Vec<String> =
-        process::names_in(&places).iter().flat_map(|place| node::containers(&places.join(place))).collect();
+/// Removes the (now empty) cgroups of places' pods, in each hierarchy. containerd puts them beside those of any other
+/// containerd of the machine, so only the names that the places' state holds are the lab's.
+fn remove_cgroups(places: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let containers: Vec<String> = places.flat_map(|place| node::containers(&place)).collect();
     let cgroups = Path::new("/sys/fs/cgroup");
     let mut hierarchies = vec![cgroups.to_owned()];
     hierarchies.extend(process::names_in(cgroups).into_iter().map(|name| cgroups.join(name)));

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-pub use defaults::{business, bystanders, clusters, hub_address, laptop, resolver, store};
+pub use defaults::{business, bystanders, clusters, hub_address, laptop, resolver, second_hub, store};
 
 /// The network namespace that holds every bridge, so that the machine's own network is never touched.
 pub const SWITCH: &str = "switch";

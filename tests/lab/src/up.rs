@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cluster::ControlPlane;
 use crate::dns::{self, Resolver};
@@ -15,6 +15,8 @@ use crate::{Lab, build, kubevela, limits, net, registry, state, teardown, wait};
 
 /// Counted up when a change of this crate makes a lab of before another one.
 const SHAPE: u8 = 1;
+
+const HUB: &str = "hub";
 
 /// How long KubeVela's pods get after a repair; pods of a killed node's containerd are made anew.
 const AVAILABLE: Duration = Duration::from_secs(90);
@@ -73,16 +75,36 @@ impl Lab {
                 progress.step(&format!("{} is ready", cluster.name));
                 if cluster.role() == Role::Hub {
                     progress.step("installing KubeVela");
-                    kubevela::install(self)?;
+                    kubevela::install(self, &cluster.name)?;
                 }
                 Ok(())
             }
         }))?;
         for cluster in clusters.iter().filter(|cluster| cluster.role() == Role::Proxy) {
             progress.step(&format!("joining {}", cluster.name));
-            kubevela::join(self, cluster)?;
+            kubevela::join(self, HUB, cluster)?;
         }
         Ok(())
+    }
+
+    /// Starts another hub (a minute and a gigabyte), with KubeVela and the given proxy clusters joined.
+    ///
+    /// # Errors
+    /// When there is one already, or a part of it doesn't start.
+    pub fn start_second_hub(&self, proxies: &[&str]) -> Result<Cluster> {
+        let hub = topology::second_hub();
+        if self.state().clusters()?.iter().any(|cluster| cluster.name == hub.name) {
+            bail!("{} is there already", hub.name);
+        }
+        self.control_plane(&hub).make_keys()?;
+        net::make_cluster(&hub)?;
+        hub.home.links.iter().try_for_each(|link| self.plug_in(link))?;
+        self.start(&hub)?;
+        kubevela::install(self, &hub.name)?;
+        for proxy in proxies {
+            kubevela::join(self, &hub.name, &self.cluster(proxy)?)?;
+        }
+        Ok(hub)
     }
 
     /// Starts a cluster and its nodes, and waits until they are ready.
@@ -122,7 +144,7 @@ impl Lab {
         wait::all(
             clusters.iter().map(|cluster| move || self.restart(cluster).with_context(|| format!("cluster {}", cluster.name))),
         )?;
-        kubevela::await_available(self, AVAILABLE)
+        kubevela::await_available(self, HUB, AVAILABLE)
     }
 
     fn restart(&self, cluster: &Cluster) -> Result<()> {

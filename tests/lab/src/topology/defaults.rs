@@ -56,18 +56,28 @@ pub fn clusters() -> Vec<Cluster> {
 }
 
 fn hub() -> Cluster {
-    let home = Place::new("hub", &[Link::new(Bridge::Peer, 10), Link::new(Bridge::Access, 10)]);
-    let address = hub_address();
+    hub_at("hub", &[Link::new(Bridge::Peer, 10), Link::new(Bridge::Access, 10)], 70, 100)
+}
+
+/// Another hub beside the first, for whoever starts one.
+#[must_use]
+pub fn second_hub() -> Cluster {
+    hub_at("hub-2", &[Link::new(Bridge::Peer, 11)], 76, 106)
+}
+
+fn hub_at(name: &str, links: &[Link], pods: u8, services: u8) -> Cluster {
+    let home = Place::new(name, links);
+    let address = links[0].address;
     Cluster {
-        name: "hub".to_owned(),
+        name: name.to_owned(),
         region: None,
         home: home.clone(),
         address,
         port: 6443,
         server: format!("https://{address}:6443"),
         names: vec![address.to_string()],
-        pods: 70,
-        services: 100,
+        pods,
+        services,
         nodes: Vec::new(),
         store: Store::Own,
     }
@@ -137,6 +147,7 @@ mod tests {
         let mut all: Vec<Place> =
             clusters().iter().flat_map(|cluster| cluster.places().into_iter().cloned().collect::<Vec<_>>()).collect();
         all.extend(bystanders());
+        all.extend(second_hub().places().into_iter().cloned());
         all
     }
 
@@ -181,7 +192,7 @@ mod tests {
 
     #[test]
     fn no_two_clusters_share_a_network() {
-        let all = clusters();
+        let all: Vec<Cluster> = clusters().into_iter().chain([second_hub()]).collect();
         let networks: HashSet<u8> = all.iter().flat_map(|cluster| [cluster.pods, cluster.services]).collect();
         assert_eq!(networks.len(), 2 * all.len());
     }

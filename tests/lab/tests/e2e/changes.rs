@@ -73,7 +73,7 @@ fn a_changed_host_takes_over_without_a_failed_request_even_to_the_cluster_itself
     assert!(!aliases.contains(&format!("{}.idc.example", spec.name)), "the old name is gone");
     assert!(super::laptop::run(&["leave", &spec.name]).status.success());
     is_gone(&spec.name);
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn d_another_cluster_takes_over_a_name_only_when_told_to() {
     assert!(message.contains(&format!("joined: https://{}.idc.example", other.name)), "{message}");
     assert_eq!(annotation(&one.name, "identity"), super::fixture::identity(lab, &other.name));
     assert_eq!(routes(lab, "proxy-east", &one.name).len(), 1);
-    lab.stop_business(&one.name).unwrap();
+    lab.stop_cluster(&one.name).unwrap();
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn f_plan_says_what_a_join_and_a_leave_would_change_and_changes_nothing() {
     }
     assert_eq!(plan(&["leave", &spec.name]).trim(), "nothing would change");
     before.assert_unchanged(lab, "");
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn g_two_clusters_of_one_host_name_share_an_alias_that_goes_with_the_last() {
     is_there(&specs[1].name);
     leave(&specs[1].name);
     assert!(!aliases().unwrap().contains("shared-master"));
-    specs.iter().for_each(|spec| lab.stop_business(&spec.name).unwrap());
+    specs.iter().for_each(|spec| lab.stop_cluster(&spec.name).unwrap());
 }
 
 /// The article's way for one cluster of region west, as a person types it: nginx, its Service, a host alias, a rewritten kubeconfig.
@@ -309,5 +309,5 @@ fn h_cluster_joined_by_hand_is_taken_over_without_a_failed_request() {
     is_there(&spec.name);
     assert!(super::laptop::run(&["leave", &spec.name]).status.success());
     is_gone(&spec.name);
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }

@@ -227,7 +227,7 @@ fn die(host: u8, choose: impl Fn(usize) -> bool) -> usize {
     }
     assert!(subject.leave(&[]).0.success());
     is_gone(&subject.name);
-    lab.stop_business(&subject.name).unwrap();
+    lab.stop_cluster(&subject.name).unwrap();
     total
 }
 

@@ -32,7 +32,7 @@ fn join_disturbed(host: u8, stage: &str, more: Value, disturb: impl FnOnce(&Lab)
     let left = run(&["leave", &spec.name]);
     assert!(left.status.success(), "{left:?}");
     is_gone(&spec.name);
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
     status
 }
 
@@ -52,7 +52,7 @@ fn a_deadline_that_passes_is_told_and_everything_taken_back() {
         Ok(())
     });
     lab.vela_delete("hurried").unwrap();
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn a_membership_of_an_author_with_few_rights_is_joined_and_left() {
         let left = super::laptop::run(&["leave", &spec.name]);
         assert!(left.status.success(), "{left:?}");
         super::leaves::is_gone(&spec.name);
-        lab.stop_business(&spec.name).unwrap();
+        lab.stop_cluster(&spec.name).unwrap();
     });
     set_arguments(lab, |number, _| before[number].clone());
     checked.unwrap();

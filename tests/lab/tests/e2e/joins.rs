@@ -130,7 +130,7 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
         anyhow::ensure!(now == before, "{now:?}");
         Ok(())
     });
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn m_what_another_hub_has_of_a_cluster_of_the_same_name_is_left_alone() {
     let remove = json!([{"op": "remove", "path": format!("/spec/ports/{at}")}]).to_string();
     lab.kubectl("proxy-east", &[&["patch"], &service[..], &["--type=json", "-p", &remove]].concat()).unwrap();
     lab.kubectl("proxy-east", &["delete", "configmap", &name, "-n", NAMESPACE]).unwrap();
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn l_node_that_is_not_ready_is_passed_over_with_a_warning() {
         let warning = "the node is not ready and is passed over";
         assert!(output.stderr.lines().any(|line| line.contains(warning) && line.contains("proxy-east-2")), "{output:?}");
         is_there(&spec.name);
-        lab.stop_business(&spec.name).unwrap();
+        lab.stop_cluster(&spec.name).unwrap();
     });
     lab.start_node("proxy-east-2").unwrap();
     checked.unwrap();

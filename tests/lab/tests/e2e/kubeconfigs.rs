@@ -134,5 +134,5 @@ fn b_name_to_check_the_certificate_for_becomes_the_name_that_the_hub_uses() {
     is_there(CLUSTER);
     assert_eq!(annotation(CLUSTER, "alias"), NAMES[1]);
     lab.run("laptop", &[&xregion(), "leave", CLUSTER]).unwrap().success().unwrap();
-    lab.stop_business(CLUSTER).unwrap();
+    lab.stop_cluster(CLUSTER).unwrap();
 }

@@ -95,7 +95,7 @@ fn b_cluster_leaves_without_a_trace_and_without_a_failed_request_elsewhere() {
     // Again, and from a shell.
     let output = leave_from_laptop(&[&name]);
     assert!(output.status.success() && output.stdout.contains("nothing to do"), "{output:?}");
-    lab().stop_business(&name).unwrap();
+    lab().stop_cluster(&name).unwrap();
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn c_dead_cluster_leaves() {
     let output = leave_from_laptop(&[&name]);
     assert!(output.status.success(), "{output:?}");
     is_gone(&name);
-    lab().stop_business(&name).unwrap();
+    lab().stop_cluster(&name).unwrap();
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn d_cluster_of_a_dead_region_leaves_the_hub_and_the_region_when_that_is_back() 
     let output = leave_from_laptop(&[&name]);
     assert!(output.status.success() && output.stdout.contains("region proxy-west has nothing of it any more"), "{output:?}");
     is_gone(&name);
-    lab.stop_business(&name).unwrap();
+    lab.stop_cluster(&name).unwrap();
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn e_leave_that_was_killed_is_finished_by_the_next_one() {
     lab.vela_delete("leaving").unwrap();
     leave(lab, &name);
     is_gone(&name);
-    lab.stop_business(&name).unwrap();
+    lab.stop_cluster(&name).unwrap();
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn f_what_a_killed_join_left_is_removed_by_a_leave() {
     let output = leave_from_laptop(&[&spec.name]);
     assert!(output.status.success() && output.stdout.contains("region proxy-east has nothing of it any more"), "{output:?}");
     is_gone(&spec.name);
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn h_leave_of_a_cluster_in_use_can_be_forced() {
     let kept = lab.kubectl(&name, &["get", "configmap", "settings", "-n", "default", "-o", "name"]).unwrap();
     assert_eq!(kept.trim(), "configmap/settings");
     lab.vela_delete("settings").unwrap();
-    lab.stop_business(&name).unwrap();
+    lab.stop_cluster(&name).unwrap();
     is_there("business-a");
 }
 

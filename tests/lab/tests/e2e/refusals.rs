@@ -260,7 +260,8 @@ fn e_upstream_that_is_not_what_the_kubeconfig_says() {
             kubeconfig(41, "an address of the proxy cluster itself", at("https://10.80.0.21:6443")),
             kubeconfig(41, "an address of the proxy cluster itself", at("https://10.101.0.1")),
             kubeconfig(42, "refuses connections", at("https://10.80.1.32:6444")),
-            kubeconfig(43, "does not answer", lab.user_kubeconfig("business-c").unwrap()).with("silent", "proxy-west"),
+            kubeconfig(43, "business-c.idc.example:6443 does not answer", lab.user_kubeconfig("business-c").unwrap())
+                .with("silent", "proxy-west"),
             kubeconfig(45, "not signed by the kubeconfig's certificate authority", other),
             kubeconfig(46, "is not for other.example", at("https://other.example:6443")),
             kubeconfig(48, "(401)", user(json!({"token": "not-a-token-of-this-cluster"}))),
@@ -269,7 +270,7 @@ fn e_upstream_that_is_not_what_the_kubeconfig_says() {
     });
     lab.unblackhole("business-c").unwrap();
     checked.unwrap();
-    lab.stop_business("nameless").unwrap();
+    lab.stop_cluster("nameless").unwrap();
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! A region as it is lived with: API servers that move, names that are lost, routes that come and go beside open watches, a proxy that
-//! dies.
+//! dies, another hub.
 
 use std::path::Path;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 use xregion_lab::Region;
 use xregion_lab::load::Load;
-use xregion_lab::site::NAMESPACE;
+use xregion_lab::site::{self, Dist, NAMESPACE};
 
-use super::fixture::{Duration, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, through_gateway};
+use super::fixture::{
+    Duration, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, through_gateway,
+};
 use super::laptop::run;
 
 /// The proxies of region east, by name.
@@ -71,7 +73,7 @@ fn a_new_address_of_an_api_server_is_used_within_its_ttl_and_a_lost_name_keeps_t
     }
     lab.set_address(Region::East, &host, &[moved]).unwrap();
     assert!(run(&["leave", &spec.name]).status.success());
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }
 
 /// A watch of a cluster's namespaces over its route, past the hub's gateway, whose rollouts would end it.
@@ -93,7 +95,7 @@ fn b_watches_live_on_while_other_routes_come_and_go() {
     let spec = fresh(177);
     join_all(&[(&spec, json!({}))]);
     assert!(run(&["leave", &spec.name]).status.success());
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
     lab.kubectl("business-a", &["create", "namespace", "seen-by-the-watch"]).unwrap();
     open.until("seen-by-the-watch");
     lab.kubectl("business-a", &["delete", "namespace", "seen-by-the-watch", "--wait=false"]).unwrap();
@@ -136,4 +138,65 @@ fn c_proxy_that_is_killed_costs_little() {
     );
     assert!(outcome.failures.iter().all(|failure| failure.cluster == "business-a"), "{:?}", outcome.failures);
     assert!(last < Duration::from_secs(5), "{:?}", outcome.failures);
+}
+
+#[test]
+#[ignore = "another hub takes a minute and a gigabyte: make test-faults"]
+fn d_two_hubs_share_a_region_and_a_cluster_under_one_name() {
+    let lab = joined();
+    let dist = Dist::find().unwrap();
+    let hub = lab.start_second_hub(&["proxy-east"]).unwrap().name;
+    let vela = |args: &[&str]| {
+        let argv = [&["vela"], args].concat();
+        lab.run_within(&hub, &argv, Duration::from_secs(180))
+            .unwrap()
+            .success()
+            .unwrap_or_else(|error| panic!("{args:?}: {error:#}"))
+    };
+    let up = |application: Value| {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+        std::fs::write(file.path(), format!("# Application\n{application}")).unwrap();
+        vela(&["up", "-f", file.path().to_str().unwrap()]);
+        let name = application["metadata"]["name"].as_str().unwrap().to_owned();
+        eventually("the second hub's Application", || {
+            let phase =
+                lab.kubectl(&hub, &["get", "application", &name, "-o", "jsonpath={.status.status}: {.status.workflow.steps}"])?;
+            anyhow::ensure!(phase.starts_with("running"), "{phase}");
+            Ok(())
+        });
+    };
+    let version = |of: &str| {
+        let raw = "/apis/cluster.core.oam.dev/v1alpha1/clustergateways/business-a/proxy/api/v1/namespaces/kube-system";
+        lab.kubectl(of, &["get", "--raw", raw])
+    };
+    lab.load_image(&dist.image(), &[&hub]).unwrap();
+    vela(&["addon", "enable", dist.addon().to_str().unwrap(), "-y"]);
+    let (port, load) = (annotation("business-a", "node-port"), Load::start(lab, &["business-a"]).unwrap());
+
+    // The region stands already, and the other hub has a cluster of this name in it.
+    lab.apply(
+        &hub,
+        &json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "a", "namespace": NAMESPACE, "labels": {"xregion.oam.dev/kubeconfig": "true"}},
+            "stringData": {"kubeconfig": lab.user_kubeconfig("business-a").unwrap()},
+        }),
+    )
+    .unwrap();
+    up(site::membership("join-a", &properties("business-a", "proxy-east", "a", json!({}))));
+    assert_eq!(version(&hub).unwrap(), version("hub").unwrap());
+    let ports = ["get", "service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE, "-o", "jsonpath={.spec.ports[*].name}"];
+    let of_a = |names: String| names.split_whitespace().filter(|name| name.starts_with("business-a-")).count();
+    assert_eq!(of_a(lab.kubectl("proxy-east", &ports).unwrap()), 2);
+
+    let mut leave = site::membership("leave-a", &json!({"cluster": "business-a"}));
+    leave["spec"]["workflow"]["steps"][0]["type"] = json!("xregion-leave");
+    up(leave);
+    assert!(version(&hub).is_err(), "it left");
+    assert_eq!(of_a(lab.kubectl("proxy-east", &ports).unwrap()), 1);
+    let requests = load.stop().unwrap();
+    assert_eq!(requests.failed, 0, "{requests}");
+    assert_eq!(annotation("business-a", "node-port"), port);
+    is_there("business-a");
+    lab.stop_cluster(&hub).unwrap();
 }

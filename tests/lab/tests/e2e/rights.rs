@@ -77,5 +77,5 @@ fn every_rule_is_needed() {
         }
     }
     assert!(unneeded.is_empty(), "nothing needs {unneeded:?}");
-    lab.stop_business(&spec.name).unwrap();
+    lab.stop_cluster(&spec.name).unwrap();
 }

@@ -58,7 +58,7 @@ impl<'a> Fresh<'a> {
     /// Stops those, and whatever an interrupted run has left.
     pub fn stop_all(lab: &Lab) -> Result<()> {
         for cluster in lab.state().clusters()?.iter().filter(|cluster| cluster.name.starts_with(PREFIX)) {
-            lab.stop_business(&cluster.name)?;
+            lab.stop_cluster(&cluster.name)?;
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl<'a> Fresh<'a> {
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
         for name in &self.names {
-            if let Err(error) = self.lab.stop_business(name) {
+            if let Err(error) = self.lab.stop_cluster(name) {
                 tracing::warn!("{name} is still there: {error:#}");
             }
         }
