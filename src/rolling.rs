@@ -63,6 +63,13 @@ impl Change {
         aliases.with(&[], &self.addresses)
     }
 
+    /// The names it concerns.
+    fn hosts(&self, now: &HostAliases) -> BTreeSet<DnsName> {
+        let leaving = self.leaving.iter().flat_map(|cluster| now.claims_of(cluster)).filter_map(|claim| claim.host.parse().ok());
+        let dropped = self.dropped.iter().map(|(host, _)| host.clone());
+        self.wanted.iter().map(|wanted| wanted.host.clone()).chain(leaving).chain(dropped).collect()
+    }
+
     /// What it has to wait for: a name that is wanted must be known wherever a request may go, and connections are cut by the end of
     /// the pods that carry them. Who just leaves has nothing to wait for.
     fn old_pods(&self, cut: bool) -> OldPods {
@@ -73,19 +80,27 @@ impl Change {
 /// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether there was anything to change.
 pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
     let holder = holder_name()?;
-    let mut differed = false;
+    let mut now = gateway.aliases().await?;
+    let hosts = change.hosts(&now);
+    let differed = change.applied_to(&now, &[]) != now;
     let lock = loop {
-        let now = gateway.aliases().await?;
-        if change.applied_to(&now, &[]) == now {
+        let applied = change.applied_to(&now, &[]) == now;
+        if applied {
             // Another run did it with its own; or the run before this one died in the middle of its rollout.
-            gateway.rolled(progress, change.old_pods(gateway.cuts())).await?;
-            return Ok(differed);
+            match gateway.behind(&hosts, change.old_pods(gateway.cuts())).await? {
+                None => return Ok(differed),
+                Some(what) => progress.waits_for(&what).await,
+            }
         }
-        differed = true;
-        if let Some(lock) = hub.lock_gateway(&holder).await? {
-            break lock;
+        // Also where all is written: whoever was to see old pods out may have died.
+        if !applied || gateway.hands_over().await? {
+            if let Some(lock) = hub.lock_gateway(&holder).await? {
+                break lock;
+            }
+            progress.waits_for("another run's rollout").await;
         }
         sleep(QUEUE_EVERY).await;
+        now = gateway.aliases().await?;
     };
     let rolled = async {
         let (others, cut) = gather(hub, gateway, progress, &mut change).await?;

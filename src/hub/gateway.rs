@@ -16,7 +16,7 @@ use super::progress::Progress;
 use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::HostAliases;
-use crate::model::names::KIND as KIND_LABEL;
+use crate::model::names::{DnsName, KIND as KIND_LABEL};
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
@@ -164,16 +164,36 @@ impl Gateway {
         ))
     }
 
-    /// Waits until every gateway pod that anybody new is led to has the Deployment's present host aliases, and the old ones are as wanted.
-    pub async fn rolled(&self, progress: &Progress, old: OldPods) -> Result<()> {
-        while let Some(what) = self.lacking(&self.deployment().await?, old).await? {
-            progress.waits_for(&what).await;
-            sleep(ASK_EVERY).await;
+    /// What is waited for until the pods lead these names where the Deployment says, whoever's rollout it is that brings it about: others
+    /// may follow it without a pause. With `cut`, until no rollout is under way at all.
+    pub async fn behind(&self, hosts: &BTreeSet<DnsName>, old: OldPods) -> Result<Option<String>> {
+        let deployment = self.read().await?;
+        let aliases = rollout::host_aliases(&deployment)?;
+        let deployment: Deployment = serde_json::from_value(deployment).map_err(unreadable)?;
+        if self.cut {
+            return self.lacking(&deployment, OldPods::Gone).await;
         }
-        Ok(())
+        let mut pods = self.list(&self.selector).await?;
+        let serves = pods.iter().any(|pod| rollout::is_ready(pod) && rollout::leads(pod, &aliases, hosts));
+        if old == OldPods::Gone {
+            pods.extend(self.list(&retired_selector()).await?);
+        } else {
+            pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+        }
+        if serves && pods.iter().filter(|pod| runs(pod)).all(|pod| rollout::leads(pod, &aliases, hosts)) {
+            return Ok(None);
+        }
+        let what = self.lacking(&deployment, OldPods::Gone).await?;
+        Ok(Some(what.unwrap_or_else(|| "the new gateway to be ready".to_owned())))
     }
 
-    /// The same for whoever holds the right to change the gateway: sees old pods out that would end too early by themselves.
+    /// Whether old pods wait to be seen out by whoever has the right to change the gateway.
+    pub async fn hands_over(&self) -> Result<bool> {
+        Ok(rollout::handover(&self.deployment().await?, &[]) != Handover::None)
+    }
+
+    /// Waits until a rollout is through, for whoever holds the right to change the gateway: sees old pods out that would end too early
+    /// by themselves.
     pub async fn roll(&self, progress: &Progress, old: OldPods) -> Result<()> {
         loop {
             let deployment = self.deployment().await?;
@@ -258,8 +278,12 @@ impl Gateway {
 
     async fn read(&self) -> Result<Value> {
         let object = call(&format!("read Deployment {}", self.name), self.deployments.get(&self.name)).await?;
-        serde_json::to_value(object).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
+        serde_json::to_value(object).map_err(unreadable)
     }
+}
+
+fn unreadable(error: serde_json::Error) -> Failure {
+    Failure::new(Kind::Unexpected, error.to_string(), "report this")
 }
 
 fn retired_selector() -> String {

@@ -99,6 +99,8 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
         let (turns, gateway) = (&turns, &gateway);
         async move {
             let proven = prove(hub, order, member, gateway, tell, undo, turns).await;
+            // Many that undo at once would contend for one Service.
+            let _turn = turns.acquire().await;
             settled(proven, tell, undo).await
         }
     }))

@@ -131,8 +131,11 @@ impl Join<'_> {
         let start = Instant::now();
         let mut told = String::new();
         loop {
-            let ready = self.region.ready_proxies().await?;
-            let state = uptake(&route.name(), &route.mark(), &ready, &self.region.reports().await?);
+            let state = {
+                let _turn = self.turns.acquire().await;
+                let ready = self.region.ready_proxies().await?;
+                uptake(&route.name(), &route.mark(), &ready, &self.region.reports().await?)
+            };
             let message = match state {
                 Uptake::Everywhere => return Ok(()),
                 Uptake::Failed { proxy, problem } => {
@@ -164,7 +167,8 @@ impl Join<'_> {
                 self.tell.stage(Stage::Applying, &format!("waiting for region {}: {message}", self.region.name)).await;
                 told = message;
             }
-            sleep(ASK_EVERY).await;
+            // What takes long is a burst, in which twenty ask at once.
+            sleep(ASK_EVERY.max(start.elapsed() / 4)).await;
         }
     }
 

@@ -1,12 +1,14 @@
 //! How the gateway's Deployment is changed so that no request fails, and when the change is through.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use serde_json::{Value, json};
 
 use super::aliases::{HostAliases, RECORD, Record};
-use super::names::KIND;
+use super::names::{DnsName, KIND};
 use crate::error::{Failure, Kind, Result};
 
 /// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
@@ -131,14 +133,24 @@ pub fn handover<'a>(deployment: &Deployment, pods: &'a [Pod]) -> Handover<'a> {
         .iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .partition(|pod| pod.spec.as_ref().map(aliases).unwrap_or_default() == wanted);
-    let ready = |pod: &&&Pod| {
-        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
-    };
-    if new.iter().filter(ready).count() < usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(1) {
+    if new.iter().filter(|pod| is_ready(pod)).count() < usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(1) {
         return Handover::Early;
     }
     Handover::Due(old)
+}
+
+/// Whether a pod's condition `Ready` is true, and it is not ending.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether a pod leads each of these names just where `aliases` do: to the same addresses, or nowhere.
+pub fn leads(pod: &Pod, aliases: &HostAliases, hosts: &BTreeSet<DnsName>) -> bool {
+    let entries = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten()).map(|entry| json!(entry)).collect();
+    let its = HostAliases { entries, record: Record::default() };
+    hosts.iter().all(|host| its.leads_to(host) == aliases.leads_to(host))
 }
 
 /// The merge patch that ends a hand-over: from now on new pods count as available once they are ready.
@@ -308,6 +320,20 @@ mod tests {
         pods[3] = pod("d", "new", true);
         assert_eq!(handover(&deployment(60), &pods), Handover::Due(vec![&pods[0]]));
         assert_eq!(handover(&deployment(60), &pods[1..]), Handover::Due(vec![]));
+    }
+
+    #[test]
+    fn a_pod_is_behind_only_where_one_of_the_names_leads_elsewhere() {
+        let aliases =
+            HostAliases { entries: vec![json!({"ip": "10.0.0.1", "hostnames": ["new", "kept"]})], record: Record::default() };
+        let hosts = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<BTreeSet<DnsName>>();
+        let old = pod("a", "kept", true);
+        for (names, want) in [(&[][..], true), (&["kept"], true), (&["new"], false), (&["kept", "new"], false), (&["gone"], true)] {
+            assert_eq!(leads(&old, &aliases, &hosts(names)), want, "{names:?}");
+        }
+        assert!(!leads(&pod("a", "gone", true), &aliases, &hosts(&["gone"])), "it still has a name that is gone");
+        let moved = HostAliases { entries: vec![json!({"ip": "10.0.0.9", "hostnames": ["kept"]})], ..aliases };
+        assert!(!leads(&old, &moved, &hosts(&["kept"])));
     }
 
     #[test]
