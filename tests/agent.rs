@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
 use xregion::agent::{AgentArgs, serve};
 use xregion::model::names::{HubId, Slot};
-use xregion::model::nginx::Served;
+use xregion::model::nginx::{Limits, Served};
 use xregion::model::region::Timeouts;
 use xregion::model::report::Reason;
 use xregion::model::route::Route;
@@ -30,7 +30,7 @@ use xregion::model::route::Route;
 use self::cluster::{Cluster, config_map, settings};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const TIMEOUTS: Timeouts = Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 };
+const LIMITS: Limits = Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, connections: 0 };
 
 fn nginx_path() -> PathBuf {
     let path = PathBuf::from("/usr/sbin/nginx");
@@ -90,12 +90,12 @@ async fn dial(port: u16) -> std::io::Result<TcpStream> {
 
 async fn start(directory: &Path, served: &[Served]) -> Nginx {
     let host = inspect(&nginx_path(), directory).await.unwrap();
-    let files = host.render(&TIMEOUTS, served);
+    let files = host.render(LIMITS, served);
     Nginx::start(&nginx_path(), host, files).await.unwrap()
 }
 
 async fn apply(nginx: &mut Nginx, served: &[Served]) -> Outcome {
-    let files = nginx.host().render(&TIMEOUTS, served);
+    let files = nginx.host().render(LIMITS, served);
     nginx.apply(files).await
 }
 
@@ -103,6 +103,30 @@ async fn apply(nginx: &mut Nginx, served: &[Served]) -> Outcome {
 fn processes(directory: &Path) -> usize {
     let lines = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
     lines.filter(|line| String::from_utf8_lossy(line).contains(directory.to_str().unwrap())).count()
+}
+
+#[tokio::test]
+async fn a_route_carries_no_more_connections_at_once_than_may_be() {
+    let directory = TempDir::new().unwrap();
+    let upstream = echo().await;
+    let (one, other) = (free_port().await, free_port().await);
+    let routes = [served("one", one, upstream.port(), &["127.0.0.1"]), served("other", other, upstream.port(), &["127.0.0.1"])];
+    let mut nginx = start(directory.path(), &routes).await;
+    let files = nginx.host().render(Limits { connections: 2, ..LIMITS }, &routes);
+    assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 2 });
+
+    let first = dial(one).await.unwrap();
+    let _second = dial(one).await.unwrap();
+    assert!(dial(one).await.is_err(), "two at once");
+    let _elsewhere = dial(other).await.expect("another route has a count of its own");
+    drop(first);
+    let again = timeout(Duration::from_secs(5), async {
+        while dial(one).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    again.await.expect("what ended makes room");
+    nginx.stop(Duration::from_secs(1)).await;
 }
 
 #[tokio::test]
@@ -153,7 +177,7 @@ async fn what_nginx_refuses_leaves_the_last_good_configuration() {
     let mut nginx = start(directory.path(), from_ref(&one)).await;
     let mut open = dial(good).await.unwrap();
 
-    let mut broken = nginx.host().render(&TIMEOUTS, [&one]);
+    let mut broken = nginx.host().render(LIMITS, [&one]);
     broken.insert("routes/broken.conf".into(), "nonsense;\n".into());
     let Outcome::Rejected { message } = nginx.apply(broken).await else { panic!("nginx took nonsense") };
     assert!(message.contains("unknown directive \"nonsense\""), "{message}");

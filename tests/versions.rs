@@ -79,8 +79,10 @@ fn a_regions_settings_are_read_with_what_a_later_addon_adds() {
         "nodePorts": {"first": 30000, "last": 30999},
         "upstreams": {"allow": ["10.0.0.0/8", "*.example"]},
         "timeouts": {"connectSeconds": 5, "idleSeconds": 3600, "drainSeconds": 600},
+        "maxConnections": 100,
     });
     let read = Region::parse(&settings.to_string()).unwrap();
+    assert_eq!((read.max_connections, read.timeouts.drain_seconds, read.node_ports.last), (100, 600, 30999));
     let mut later = settings;
     later["limits"] = json!({"connections": 100});
     later["timeouts"]["tlsSeconds"] = json!(5);

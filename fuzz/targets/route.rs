@@ -5,7 +5,7 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use libfuzzer_sys::fuzz_target;
-use xregion::model::nginx::{Build, Host, Served};
+use xregion::model::nginx::{Build, Host, Limits, Served};
 use xregion::model::region::Timeouts;
 use xregion::model::route::Route;
 
@@ -30,9 +30,9 @@ fuzz_target!(|texts: Vec<Option<String>>| {
 
     let build = Build::parse("configure arguments: --prefix=/etc/nginx --with-stream").expect("a build");
     let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None };
-    let timeouts = Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 };
+    let limits = Limits { timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }, connections: 0 };
     let (listen, port) = (route.listen, route.port);
-    let files = host.render(&timeouts, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
+    let files = host.render(limits, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
     let (_, text) = files.iter().find(|(name, _)| name.starts_with("routes/")).expect("the route's file");
     let (log, directives): (Vec<&str>, Vec<&str>) =
         text.lines().filter(|line| !line.starts_with('#')).map(str::trim).partition(|line| line.starts_with("log_format "));

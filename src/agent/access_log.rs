@@ -54,10 +54,12 @@ mod tests {
     use super::super::plan::Plan;
     use super::*;
     use crate::model::names::{HubId, Slot};
-    use crate::model::nginx::Served;
+    use crate::model::nginx::{Limits, Served};
     use crate::model::region::Timeouts;
     use crate::model::route::Route;
 
+    const LIMITS: Limits =
+        Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, connections: 0 };
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     async fn free_port() -> u16 {
@@ -106,7 +108,7 @@ mod tests {
         };
         let nginx = Path::new("/usr/sbin/nginx");
         let host = inspect(nginx, directory.path()).await.unwrap();
-        let files = host.render(&Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, plan.served.values());
+        let files = host.render(LIMITS, plan.served.values());
         let mut nginx = Nginx::start(nginx, host, files).await.unwrap();
         let metrics = Metrics::new();
         metrics.set_nginx(nginx.id());
@@ -150,7 +152,7 @@ mod tests {
         }
 
         // A change leaves the old worker with what is open, which is counted on.
-        let files = nginx.host().render(&Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, []);
+        let files = nginx.host().render(LIMITS, []);
         nginx.apply(files).await;
         talk(&mut open, 50).await;
         let start = Instant::now();

@@ -53,6 +53,7 @@ use self::nginx::{Nginx, Outcome};
 use self::plan::{Facts, Plan, Serving};
 use self::watched::Watched;
 use crate::connect;
+use crate::model::nginx::Limits;
 use crate::model::region::Timeouts;
 use crate::model::report::Report;
 
@@ -65,7 +66,7 @@ const RECORDS: Duration = Duration::from_secs(1);
 /// How often the loop turns at least; then also what was rejected is tried again.
 const TICK: Duration = Duration::from_secs(20);
 /// While nothing is served there is nothing to time out.
-const NO_TRAFFIC: Timeouts = Timeouts { connect_seconds: 1, idle_seconds: 1, drain_seconds: 1 };
+const NO_TRAFFIC: Limits = Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 1, drain_seconds: 1 }, connections: 0 };
 
 /// Options of `xregion agent`.
 #[derive(Args, Clone, Debug)]
@@ -118,7 +119,7 @@ pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, sto
     let endpoints = Endpoints { health: health.clone(), metrics: metrics.clone() };
     background.spawn(endpoints::serve(health_port, endpoints).await?);
     let host = nginx::inspect(&nginx, &dir).await?;
-    let files = host.render(&NO_TRAFFIC, []);
+    let files = host.render(NO_TRAFFIC, []);
     let mut nginx = Nginx::start(&nginx, host, files).await?;
     metrics.set_nginx(nginx.id());
     let records = nginx.take_access_log().map(|records| tokio::spawn(access_log::follow(records, metrics.clone())));
@@ -205,7 +206,8 @@ impl Agent {
         let unlistenable = plan.take_out_unlistenable(serving, nginx::can_listen);
 
         let start = Instant::now();
-        let files = self.nginx.host().render(&region.timeouts, plan.served.values());
+        let limits = Limits { timeouts: region.timeouts, connections: region.max_connections };
+        let files = self.nginx.host().render(limits, plan.served.values());
         let outcome = self.nginx.apply(files).await;
         let (routes, problems, ms) = (plan.served.len(), plan.problems.len(), start.elapsed().as_millis());
         match &outcome {

@@ -74,6 +74,15 @@ pub struct Served {
     pub addresses: Vec<IpAddr>,
 }
 
+/// What bounds connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long they may take and last.
+    pub timeouts: Timeouts,
+    /// How many a route carries at once; 0: as many as come.
+    pub connections: u32,
+}
+
 /// Files by their path below a generation's directory.
 pub type Files = BTreeMap<String, String>;
 
@@ -94,9 +103,10 @@ impl Host {
     }
 
     /// Renders the configuration; equal inputs give equal text, so comparing text tells whether a reload is needed.
-    pub fn render<'a>(&self, timeouts: &Timeouts, served: impl IntoIterator<Item = &'a Served>) -> Files {
-        let mut files: Files = served.into_iter().map(|served| (file_name(&served.route), self.route(served))).collect();
-        let main = self.main(timeouts, files.len());
+    pub fn render<'a>(&self, limits: Limits, served: impl IntoIterator<Item = &'a Served>) -> Files {
+        let route = |served: &Served| (file_name(&served.route), self.route(served, limits.connections));
+        let mut files: Files = served.into_iter().map(route).collect();
+        let main = self.main(limits, files.len());
         files.insert("nginx.conf".into(), main);
         files
     }
@@ -106,12 +116,14 @@ impl Host {
         format!("server {{\n    listen unix:{};\n    return {generation};\n}}\n", self.socket().display())
     }
 
-    fn main(&self, timeouts: &Timeouts, routes: usize) -> String {
+    fn main(&self, Limits { timeouts, connections: limit }: Limits, routes: usize) -> String {
         // A listener occupies a connection in every worker.
         let connections = CONNECTIONS + routes * if self.ipv6 { 2 } else { 1 } + 1;
         let open_files = self.open_files.min(connections as u64 + OTHER_FILES);
         let module = self.build.stream_module.as_ref().map(|path| format!("load_module {};\n", path.display()));
         let user = self.user.as_ref().map(|user| format!("user {user};\n"));
+        // A route is known by the port it listens on; 1 MiB counts some ten thousand of them.
+        let zone = if limit > 0 { "\n    limit_conn_zone $server_port zone=routes:1m;" } else { "" };
         // `worker_shutdown_timeout 0` would mean for ever, and old workers would pile up.
         let [connect, idle, drain] =
             [timeouts.connect_seconds, timeouts.idle_seconds, timeouts.drain_seconds].map(|seconds| seconds.max(1));
@@ -132,7 +144,7 @@ stream {{
     proxy_timeout {idle}s;
     proxy_socket_keepalive on;
     # API clients give up a TLS handshake after 10 s: don't go on trying addresses for nobody
-    proxy_next_upstream_timeout {all}s;
+    proxy_next_upstream_timeout {all}s;{zone}
     include generation.conf;
     include routes/*.conf;
 }}
@@ -144,7 +156,7 @@ stream {{
         )
     }
 
-    fn route(&self, Served { route, addresses }: &Served) -> String {
+    fn route(&self, Served { route, addresses }: &Served, limit: u32) -> String {
         let name = label(route);
         let mut text = format!("# {}, {}:{}\n", route.cluster, route.host, route.port);
         // What is JSON for us is text for nginx, which fills the rest in; neither name can hold a character that means something to either.
@@ -166,6 +178,9 @@ stream {{
         for listener in ["", "[::]:"].iter().take(if self.ipv6 { 2 } else { 1 }) {
             // Load balancers and NATs forget a silent connection after minutes; Linux's first keepalive comes after two hours.
             let _ = writeln!(text, "    listen {listener}{} so_keepalive=60s:15s:4;", route.listen);
+        }
+        if limit > 0 {
+            let _ = writeln!(text, "    limit_conn routes {limit};");
         }
         let _ = write!(text, "    proxy_pass {name};\n    access_log /dev/stdout {name};\n}}\n");
         text
@@ -201,8 +216,8 @@ mod tests {
         Host { build, directory: "/run/xregion".into(), ipv6: true, open_files: 1 << 20, user: None }
     }
 
-    fn timeouts() -> Timeouts {
-        Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }
+    fn limits() -> Limits {
+        Limits { timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }, connections: 0 }
     }
 
     fn served(cluster: &str, upstream: &str, addresses: &[&str]) -> Served {
@@ -242,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_route_becomes_one_file_named_after_its_cluster() {
-        let files = host().render(&timeouts(), [&served("business-a", "api.example", &["10.80.1.31", "2001:db8::1"])]);
+        let files = host().render(limits(), [&served("business-a", "api.example", &["10.80.1.31", "2001:db8::1"])]);
         let hub = HubId::new("hub-uid").short();
         let want = "# business-a, api.example:443\nlog_format business-a-HUB escape=json '{\"time\":\"$time_iso8601\",\"cluster\":\"business-a\",\
             \"hub\":\"HUB\",\"from\":\"$remote_addr\",\"to\":\"$upstream_addr\",\"status\":\"$status\",\"received\":$bytes_received,\
@@ -257,12 +272,12 @@ mod tests {
     fn a_cluster_s_second_route_stands_beside_its_first() {
         let one = served("business-a", "api.example", &["192.0.2.1"]);
         let second = Served { route: Route { slot: Slot::Second, listen: 8001, ..one.route.clone() }, ..one.clone() };
-        assert_eq!(host().render(&timeouts(), [&one, &second]).len(), 3);
+        assert_eq!(host().render(limits(), [&one, &second]).len(), 3);
     }
 
     #[test]
     fn the_main_file_follows_the_build_the_limits_and_the_region() {
-        let stock = host().main(&timeouts(), 1);
+        let stock = host().main(limits(), 1);
         assert!(!stock.contains("load_module") && !stock.contains("user "), "{stock}");
         for want in
             ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8195;"]
@@ -270,9 +285,23 @@ mod tests {
             assert!(stock.contains(want), "{want}: {stock}");
         }
         let tight = Host { build: Build::parse(DEBIAN).unwrap(), open_files: 1024, user: Some("root".into()), ..host() };
-        let text = tight.main(&Timeouts { drain_seconds: 0, ..timeouts() }, 0);
+        let text = tight.main(Limits { timeouts: Timeouts { drain_seconds: 0, ..limits().timeouts }, ..limits() }, 0);
         assert!(text.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\n"), "{text}");
         assert!(text.contains("worker_rlimit_nofile 1024;") && text.contains("worker_shutdown_timeout 1s;"), "{text}");
+    }
+
+    #[test]
+    fn a_limit_of_connections_stands_at_every_route() {
+        let of = |connections: u32| {
+            host()
+                .render(Limits { connections, ..limits() }, [&served("a", "api.example", &["192.0.2.1"])])
+                .into_values()
+                .collect::<String>()
+        };
+        let text = of(100);
+        assert!(text.contains("s;\n    limit_conn_zone $server_port zone=routes:1m;\n    include generation.conf;"), "{text}");
+        assert!(text.contains("    limit_conn routes 100;\n    proxy_pass "), "{text}");
+        assert!(!of(0).contains("limit_conn"));
     }
 
     #[test]
@@ -293,7 +322,7 @@ mod tests {
             let (Ok(cluster), Ok(upstream)) = (cluster.parse(), upstream.parse()) else { return Ok(()) };
             let route = Route { hub: HubId::new(hub), cluster, host: upstream, port, ..plain.route.clone() };
             let marks = |served: &Served| {
-                host().route(served).chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
+                host().route(served, 0).chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
             };
             prop_assert_eq!(marks(&Served { route, addresses: vec![address] }), marks(&plain));
         }

@@ -36,6 +36,9 @@ pub struct Region {
     pub upstreams: Upstreams,
     /// Bounds on connections.
     pub timeouts: Timeouts,
+    /// How many connections one route carries at once in each proxy; 0: as many as come.
+    #[serde(default)]
+    pub max_connections: u32,
 }
 
 /// The proxy cluster's nodes the hub enters by.
@@ -185,7 +188,7 @@ mod tests {
                 "timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600}}"#,
         )
         .unwrap();
-        assert_eq!(region.nodes.address_type, AddressType::ExternalIP);
+        assert_eq!((region.nodes.address_type, region.max_connections), (AddressType::ExternalIP, 0));
         assert_eq!(region.upstreams.allow[2], Allowed::Name("api.example".parse().unwrap()));
         let error = Region::parse(r#"{"nodes":{"addressType":"Hostname"}}"#).unwrap_err();
         assert!(error.contains("Hostname"), "{error}");

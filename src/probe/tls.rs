@@ -113,7 +113,7 @@ fn explain(door: &Door, name: &ApiHost, access: &Access, error: &std::io::Error,
                 Failure::new(
                     Kind::UpstreamRefusing,
                     format!("{upstream} refuses connections from the region's proxies"),
-                    "check that the API server runs, and on which port",
+                    "check that the API server runs, and on which port (and that its route is not full, where its region has maxConnections)",
                 )
             } else {
                 silent(access, "the region's proxies get no connection to it")
