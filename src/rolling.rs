@@ -97,7 +97,9 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
             if let Some(lock) = hub.lock_gateway(&holder).await? {
                 break lock;
             }
-            progress.waits_for("another run's rollout").await;
+            if !applied {
+                progress.waits_for("another run's rollout").await;
+            }
         }
         sleep(QUEUE_EVERY).await;
         now = gateway.aliases().await?;

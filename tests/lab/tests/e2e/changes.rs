@@ -52,6 +52,7 @@ fn workload(lab: &Lab, cluster: &str, name: &str) -> String {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn a_changed_host_takes_over_without_a_failed_request_even_to_the_cluster_itself() {
     let lab = joined();
     let spec = about_to_change(140);
@@ -164,6 +165,7 @@ fn e_list_of_clusters_is_joined_by_one_rollout_and_a_bad_one_holds_no_other_back
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn f_plan_says_what_a_join_and_a_leave_would_change_and_changes_nothing() {
     let lab = joined();
     let spec = fresh(149);
