@@ -2,11 +2,13 @@
 //! name which somebody made for an nginx of their own is left alone, and another one stands beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
@@ -16,6 +18,10 @@ use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
 
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
+
+/// How often, and with what pause, a node port that our own lost write took is asked for again.
+const GIVEN_BACK: usize = 10;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// What a write to the Service came to.
 enum Write {
@@ -68,6 +74,9 @@ impl Region {
     /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
     pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
         let mut elsewhere = BTreeSet::new();
+        // How often Kubernetes may still say that the port asked for is taken, as it is by our own write that lost to another one, until
+        // it has given it back.
+        let mut own = 0;
         for _ in 0..ATTEMPTS {
             let (called, service) = self.service().await?;
             let now = entries(service.as_ref());
@@ -82,7 +91,11 @@ impl Region {
             };
             match written {
                 Write::Done => return Ok(chosen),
-                Write::Conflict => {}
+                Write::Conflict => own = GIVEN_BACK,
+                Write::NodePortTaken if asked.is_some() && own > 0 => {
+                    own -= 1;
+                    sleep(PAUSE).await;
+                }
                 Write::NodePortTaken if asked.is_some() => return Err(ports::node_port_taken(chosen.node)),
                 Write::NodePortTaken => {
                     elsewhere.insert(chosen.node);

@@ -116,6 +116,22 @@ async fn a_node_port_asked_for_and_taken_is_told_and_not_retried() {
     }
 }
 
+/// Kubernetes allocates a node port before it finds that the write lost, and gives it back a moment later.
+#[tokio::test]
+async fn a_node_port_that_our_own_lost_write_holds_is_asked_for_again() {
+    let taken = || refusal(422, "provided port is already allocated");
+    let answers = vec![
+        (Method::GET, 200, service("1", &[foreign()])),
+        (Method::PATCH, 409, refusal(409, "the object has been modified")),
+        (Method::GET, 200, service("2", &[foreign()])),
+        (Method::PATCH, 422, taken()),
+        (Method::GET, 200, service("2", &[foreign()])),
+        (Method::PATCH, 200, service("3", &[])),
+    ];
+    let (ports, _) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
+    assert_eq!(ports.unwrap().node, 30005);
+}
+
 #[tokio::test]
 async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
     let mine = ports::entry("a", Ports { listen: 8000, node: 30000 });
