@@ -82,9 +82,10 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     let holder = holder_name()?;
     let mut now = gateway.aliases().await?;
     let hosts = change.hosts(&now);
-    let differed = change.applied_to(&now, &[]) != now;
+    let mut differed = false;
     let lock = loop {
         let applied = change.applied_to(&now, &[]) == now;
+        differed |= !applied;
         if applied {
             // Another run did it with its own; or the run before this one died in the middle of its rollout.
             match gateway.behind(&hosts, change.old_pods(gateway.cuts())).await? {

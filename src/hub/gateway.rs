@@ -17,6 +17,7 @@ use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::HostAliases;
 use crate::model::names::{DnsName, KIND as KIND_LABEL};
+use crate::model::pods::is_ready;
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
@@ -28,6 +29,9 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 const ENDPOINTS_SETTLE: Duration = Duration::from_secs(3);
 /// How long a pod that was taken out of service lives on if this process dies before it ends it.
 const RETIRED_SECONDS: i64 = 15;
+
+/// What a rollout waits for last.
+const ENDING: &str = "the old gateway is ending";
 
 /// What becomes of the old gateway pods before a rollout is over.
 ///
@@ -174,7 +178,7 @@ impl Gateway {
             return self.lacking(&deployment, OldPods::Gone).await;
         }
         let mut pods = self.list(&self.selector).await?;
-        let serves = pods.iter().any(|pod| rollout::is_ready(pod) && rollout::leads(pod, &aliases, hosts));
+        let serves = pods.iter().any(|pod| is_ready(pod) && rollout::leads(pod, &aliases, hosts));
         if old == OldPods::Gone {
             pods.extend(self.list(&retired_selector()).await?);
         } else {
@@ -183,8 +187,20 @@ impl Gateway {
         if serves && pods.iter().filter(|pod| runs(pod)).all(|pod| rollout::leads(pod, &aliases, hosts)) {
             return Ok(None);
         }
-        let what = self.lacking(&deployment, OldPods::Gone).await?;
-        Ok(Some(what.unwrap_or_else(|| "the new gateway to be ready".to_owned())))
+        match rollout::progress(&deployment) {
+            Rollout::Stuck(why) => Err(self.stuck(&deployment, &why)),
+            Rollout::Waiting(what) => Ok(Some(what)),
+            Rollout::Complete if serves => Ok(Some(ENDING.to_owned())),
+            Rollout::Complete => Ok(Some("the new gateway to be ready".to_owned())),
+        }
+    }
+
+    fn stuck(&self, deployment: &Deployment, why: &str) -> Failure {
+        Failure::new(
+            Kind::GatewayRollout,
+            format!("the gateway's Deployment {} does not get its new pods ready: {why}", self.name),
+            format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
+        )
     }
 
     /// Whether old pods wait to be seen out by whoever has the right to change the gateway.
@@ -218,11 +234,7 @@ impl Gateway {
     /// What the rollout lacks, if it is not through.
     async fn lacking(&self, deployment: &Deployment, old: OldPods) -> Result<Option<String>> {
         match rollout::progress(deployment) {
-            Rollout::Stuck(why) => Err(Failure::new(
-                Kind::GatewayRollout,
-                format!("the gateway's Deployment {} does not get its new pods ready: {why}", self.name),
-                format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
-            )),
+            Rollout::Stuck(why) => Err(self.stuck(deployment, &why)),
             Rollout::Waiting(what) => Ok(Some(what)),
             Rollout::Complete if old == OldPods::Ending => Ok(None),
             // The pods themselves count: the Deployment's status leaves out those that are ending.
@@ -230,7 +242,7 @@ impl Gateway {
                 let pods = self.list(&self.selector).await?;
                 let mut ending = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count();
                 ending += self.list(&retired_selector()).await?.iter().filter(|pod| runs(pod)).count();
-                Ok((ending > 0).then(|| "the old gateway is ending".to_owned()))
+                Ok((ending > 0).then(|| ENDING.to_owned()))
             }
         }
     }

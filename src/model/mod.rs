@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod observed;
 pub mod overview;
 pub mod plan;
+pub mod pods;
 pub mod ports;
 pub mod recorded;
 pub mod region;

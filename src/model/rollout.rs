@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::aliases::{HostAliases, RECORD, Record};
 use super::names::{DnsName, KIND};
+use super::pods::is_ready;
 use crate::error::{Failure, Kind, Result};
 
 /// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
@@ -137,13 +138,6 @@ pub fn handover<'a>(deployment: &Deployment, pods: &'a [Pod]) -> Handover<'a> {
         return Handover::Early;
     }
     Handover::Due(old)
-}
-
-/// Whether a pod's condition `Ready` is true, and it is not ending.
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    ready && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// Whether a pod leads each of these names just where `aliases` do: to the same addresses, or nowhere.

@@ -18,6 +18,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, root_cause};
 use crate::model::names::{ClusterName, KIND, NAMESPACE};
 use crate::model::nodes::{EntryNode, entry_nodes};
+use crate::model::pods::is_ready;
 use crate::model::region::{CONFIG_MAP, KEY, KIND_PROXY, Region as Settings};
 use crate::model::report::{APPLIED, Report};
 use crate::model::traffic::{TRAFFIC, Traffic};
@@ -89,12 +90,8 @@ impl Region {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let list =
             call(&self.name, "list the proxies", pods.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
-        let ready = |pod: &Pod| {
-            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-            conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
-        };
         let staying = list.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        Ok(staying.map(|pod| (pod.name_any(), ready(pod))).collect())
+        Ok(staying.map(|pod| (pod.name_any(), is_ready(pod))).collect())
     }
 
     /// What each proxy reports, by its name.

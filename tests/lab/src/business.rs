@@ -56,21 +56,25 @@ impl Lab {
     /// When a cluster of that name or a place with that address exists, or its API server doesn't become ready.
     pub fn start_business(&self, spec: &BusinessSpec) -> Result<Cluster> {
         let cluster = spec.cluster();
+        self.lay_out(&cluster)?;
+        if let Some(host) = cluster.host() {
+            Resolver::new(self.state(), spec.region).set_name(&host, &[cluster.address])?;
+        }
+        self.control_plane(&cluster).ensure()?;
+        Ok(cluster)
+    }
+
+    /// Makes keys and network of a cluster beside those that are there.
+    pub(crate) fn lay_out(&self, cluster: &Cluster) -> Result<()> {
         for other in self.state().clusters()? {
             if other.name == cluster.name || other.home.links.iter().any(|link| cluster.home.links.contains(link)) {
                 bail!("{} is there already, as host {} of its bridges", other.name, other.address.octets()[3]);
             }
         }
-        let control_plane = self.control_plane(&cluster);
-        control_plane.make_keys()?;
-        net::make_cluster(&cluster)?;
+        self.control_plane(cluster).make_keys()?;
+        net::make_cluster(cluster)?;
         // The address may have been another cluster's a moment ago.
-        cluster.home.links.iter().try_for_each(|link| self.plug_in(link))?;
-        if let Some(host) = cluster.host() {
-            Resolver::new(self.state(), spec.region).set_name(&host, &[cluster.address])?;
-        }
-        control_plane.ensure()?;
-        Ok(cluster)
+        cluster.home.links.iter().try_for_each(|link| self.plug_in(link))
     }
 
     /// Removes a cluster that was started beside the fixed ones, also one that is half there.

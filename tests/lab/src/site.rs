@@ -81,17 +81,27 @@ impl Lab {
 
     /// Runs the `vela` CLI as the user does; its standard output if it succeeds.
     pub fn vela(&self, args: &[&str]) -> Result<String> {
+        self.vela_at(USER, args)
+    }
+
+    /// The same in another place, for the hub that is known there.
+    pub fn vela_at(&self, place: &str, args: &[&str]) -> Result<String> {
         let argv = [&["vela"], args].concat();
-        self.run_within(USER, &argv, ADDON)?.success().with_context(|| format!("vela {}", args.join(" ")))
+        self.run_within(place, &argv, ADDON)?.success().with_context(|| format!("vela {}", args.join(" ")))
     }
 
     /// `vela up` of an Application.
     pub fn vela_up(&self, application: &Value) -> Result<()> {
+        self.vela_up_at(USER, application)
+    }
+
+    /// The same in another place, for the hub that is known there.
+    pub fn vela_up_at(&self, place: &str, application: &Value) -> Result<()> {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         // What is valid JSON, `vela` takes for an appfile of its own, so a comment makes it YAML.
         std::fs::write(file.path(), format!("# Application\n{application}"))?;
         let path = file.path().to_str().context("a path that is no text")?;
-        self.vela(&["up", "-f", path]).map(drop)
+        self.vela_at(place, &["up", "-f", path]).map(drop)
     }
 
     /// The status of an Application in `default`, as `vela status` and its web console read it.
@@ -136,8 +146,13 @@ impl Lab {
 
     /// Puts a kubeconfig into a Secret of `vela-system`, opted in.
     pub fn put_kubeconfig(&self, secret: &str, text: &str) -> Result<()> {
+        self.put_kubeconfig_on("hub", secret, text)
+    }
+
+    /// The same on another hub.
+    pub fn put_kubeconfig_on(&self, hub: &str, secret: &str, text: &str) -> Result<()> {
         self.apply(
-            "hub",
+            hub,
             &json!({
                 "apiVersion": "v1", "kind": "Secret",
                 "metadata": {"name": secret, "namespace": NAMESPACE, "labels": {"xregion.oam.dev/kubeconfig": "true"}},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::cluster::ControlPlane;
 use crate::dns::{self, Resolver};
@@ -93,12 +93,7 @@ impl Lab {
     /// When there is one already, or a part of it doesn't start.
     pub fn start_second_hub(&self, proxies: &[&str]) -> Result<Cluster> {
         let hub = topology::second_hub();
-        if self.state().clusters()?.iter().any(|cluster| cluster.name == hub.name) {
-            bail!("{} is there already", hub.name);
-        }
-        self.control_plane(&hub).make_keys()?;
-        net::make_cluster(&hub)?;
-        hub.home.links.iter().try_for_each(|link| self.plug_in(link))?;
+        self.lay_out(&hub)?;
         self.start(&hub)?;
         kubevela::install(self, &hub.name)?;
         for proxy in proxies {

@@ -152,17 +152,8 @@ fn d_two_hubs_share_a_region_and_a_cluster_under_one_name() {
 }
 
 fn two_hubs(lab: &Lab, dist: &Dist, hub: &str) {
-    let vela = |args: &[&str]| {
-        let argv = [&["vela"], args].concat();
-        lab.run_within(hub, &argv, Duration::from_secs(180))
-            .unwrap()
-            .success()
-            .unwrap_or_else(|error| panic!("{args:?}: {error:#}"))
-    };
     let up = |application: Value| {
-        let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
-        std::fs::write(file.path(), format!("# Application\n{application}")).unwrap();
-        vela(&["up", "-f", file.path().to_str().unwrap()]);
+        lab.vela_up_at(hub, &application).unwrap();
         let name = application["metadata"]["name"].as_str().unwrap().to_owned();
         eventually("the second hub's Application", || {
             let phase =
@@ -176,19 +167,11 @@ fn two_hubs(lab: &Lab, dist: &Dist, hub: &str) {
         lab.kubectl(of, &["get", "--raw", raw])
     };
     lab.load_image(&dist.image(), &[hub]).unwrap();
-    vela(&["addon", "enable", dist.addon().to_str().unwrap(), "-y"]);
+    lab.vela_at(hub, &["addon", "enable", dist.addon().to_str().unwrap(), "-y"]).unwrap();
     let (port, load) = (annotation("business-a", "node-port"), Load::start(lab, &["business-a"]).unwrap());
 
     // The region stands already, and the other hub has a cluster of this name in it.
-    lab.apply(
-        hub,
-        &json!({
-            "apiVersion": "v1", "kind": "Secret",
-            "metadata": {"name": "a", "namespace": NAMESPACE, "labels": {"xregion.oam.dev/kubeconfig": "true"}},
-            "stringData": {"kubeconfig": lab.user_kubeconfig("business-a").unwrap()},
-        }),
-    )
-    .unwrap();
+    lab.put_kubeconfig_on(hub, "a", &lab.user_kubeconfig("business-a").unwrap()).unwrap();
     up(site::membership("join-a", &properties("business-a", "proxy-east", "a", json!({}))));
     assert_eq!(version(hub).unwrap(), version("hub").unwrap());
     let ports = ["get", "service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE, "-o", "jsonpath={.spec.ports[*].name}"];
