@@ -2,13 +2,12 @@
 //! name which somebody made for an nginx of their own is left alone, and another one stands beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::sync::Mutex;
 
 use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
@@ -19,9 +18,9 @@ use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
 
-/// How often, and with what pause, a node port that our own lost write took is asked for again.
-const GIVEN_BACK: usize = 10;
-const PAUSE: Duration = Duration::from_millis(300);
+/// Held over reading and writing the Service: of two writes at a time one loses, and Kubernetes (1.34) goes on for minutes to hold the node
+/// port that it asked for.
+static WRITING: Mutex<()> = Mutex::const_new(());
 
 /// What a write to the Service came to.
 enum Write {
@@ -73,10 +72,8 @@ impl Region {
 
     /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
     pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
+        let _writing = WRITING.lock().await;
         let mut elsewhere = BTreeSet::new();
-        // How often Kubernetes may still say that the port asked for is taken, as it is by our own write that lost to another one, until
-        // it has given it back.
-        let mut own = 0;
         for _ in 0..ATTEMPTS {
             let (called, service) = self.service().await?;
             let now = entries(service.as_ref());
@@ -91,11 +88,7 @@ impl Region {
             };
             match written {
                 Write::Done => return Ok(chosen),
-                Write::Conflict => own = GIVEN_BACK,
-                Write::NodePortTaken if asked.is_some() && own > 0 => {
-                    own -= 1;
-                    sleep(PAUSE).await;
-                }
+                Write::Conflict => {}
                 Write::NodePortTaken if asked.is_some() => return Err(ports::node_port_taken(chosen.node)),
                 Write::NodePortTaken => {
                     elsewhere.insert(chosen.node);
@@ -108,6 +101,7 @@ impl Region {
     /// Takes a cluster's ports away; the Service goes with its last one, which Kubernetes would not let go otherwise.
     /// Returns whether it had any.
     pub async fn release_ports(&self, name: &str) -> Result<bool> {
+        let _writing = WRITING.lock().await;
         for _ in 0..ATTEMPTS {
             let (called, Some(service)) = self.service().await? else { return Ok(false) };
             let now = entries(Some(&service));

@@ -116,20 +116,21 @@ async fn a_node_port_asked_for_and_taken_is_told_and_not_retried() {
     }
 }
 
-/// Kubernetes allocates a node port before it finds that the write lost, and gives it back a moment later.
 #[tokio::test]
-async fn a_node_port_that_our_own_lost_write_holds_is_asked_for_again() {
-    let taken = || refusal(422, "provided port is already allocated");
-    let answers = vec![
-        (Method::GET, 200, service("1", &[foreign()])),
-        (Method::PATCH, 409, refusal(409, "the object has been modified")),
-        (Method::GET, 200, service("2", &[foreign()])),
-        (Method::PATCH, 422, taken()),
-        (Method::GET, 200, service("2", &[foreign()])),
-        (Method::PATCH, 200, service("3", &[])),
-    ];
-    let (ports, _) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
-    assert_eq!(ports.unwrap().node, 30005);
+async fn two_clusters_of_a_run_write_one_after_the_other() {
+    let (a, b) = (ports::entry("a", Ports { listen: 8005, node: 30005 }), ports::entry("b", Ports { listen: 8000, node: 30000 }));
+    let ((first, second), sent) = scenario(
+        async |region| futures::join!(region.take_ports("a", Some(30005)), region.take_ports("b", None)),
+        vec![
+            (Method::GET, 200, service("1", &[])),
+            (Method::PATCH, 200, service("2", &[])),
+            (Method::GET, 200, service("2", std::slice::from_ref(&a))),
+            (Method::PATCH, 200, service("3", &[])),
+        ],
+    )
+    .await;
+    assert_eq!((first.unwrap().node, second.unwrap().node), (30005, 30000));
+    assert_eq!(sent[3].1["spec"]["ports"], json!([a, b]));
 }
 
 #[tokio::test]
