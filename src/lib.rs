@@ -23,6 +23,7 @@ pub mod hub;
 pub mod job;
 pub mod join;
 pub mod leave;
+pub mod lock;
 pub mod looking;
 pub mod mint;
 pub mod model;

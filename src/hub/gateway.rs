@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
@@ -15,13 +16,16 @@ use tokio::time::sleep;
 use super::progress::Progress;
 use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
+use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
-use crate::model::names::{DnsName, KIND as KIND_LABEL};
+use crate::model::names::{DnsName, KIND as KIND_LABEL, NAMESPACE};
 use crate::model::pods::is_ready;
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
 const API_SERVICE: &str = "v1alpha1.cluster.core.oam.dev";
+/// The Lease of those that change it.
+const LOCK: &str = "xregion-gateway";
 /// How often somebody else may change the Deployment between our reading and writing it.
 const ATTEMPTS: usize = 10;
 const ASK_EVERY: Duration = Duration::from_millis(250);
@@ -61,6 +65,12 @@ pub struct Gateway {
 }
 
 impl Hub {
+    /// The right to change the gateway, unless somebody else has it: one run changes it for itself and for those that wait.
+    pub async fn lock_gateway(&self, holder: &str) -> Result<Option<Lock>> {
+        let leases: Api<Lease> = Api::namespaced(self.client(), NAMESPACE);
+        call(&format!("take Lease {NAMESPACE}/{LOCK}"), Lock::take(leases, LOCK, holder)).await
+    }
+
     /// Finds the gateway, or takes the Deployment of the given name beside its Service.
     pub async fn gateway(&self, name: Option<&str>) -> Result<Gateway> {
         let missing = |cause: String| {

@@ -4,7 +4,6 @@ pub mod applications;
 pub mod clusters;
 pub mod gateway;
 pub mod leftovers;
-pub mod lock;
 pub mod progress;
 
 use std::future::Future;

@@ -2,15 +2,19 @@
 //! name which somebody made for an nginx of their own is left alone, and another one stands beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
 
 use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
+use crate::lock::{Lock, holder_name};
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 use crate::model::ports::{self, Ports};
 use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
@@ -18,8 +22,14 @@ use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
 
-/// Held over reading and writing the Service: of two writes at a time one loses, and Kubernetes (1.34) goes on for minutes to hold the node
+/// The Lease of those that write the Service: of two writes at a time one loses, and Kubernetes (1.34) goes on for minutes to hold the node
 /// port that it asked for.
+const LOCK: &str = "xregion-service";
+/// How long one waits for it. After that the Service is written all the same: its `resourceVersion` keeps it whole.
+const PATIENCE: Duration = Duration::from_secs(20);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// The same among the clusters of this process, which are one holder of the Lease.
 static WRITING: Mutex<()> = Mutex::const_new(());
 
 /// What a write to the Service came to.
@@ -72,7 +82,15 @@ impl Region {
 
     /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
     pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
-        let _writing = WRITING.lock().await;
+        let now = entries(self.service().await?.1.as_ref());
+        let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &BTreeSet::new())?;
+        if ports::find(&now, name) == Some(chosen) {
+            return Ok(chosen);
+        }
+        self.alone(self.write_ports(name, asked)).await
+    }
+
+    async fn write_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
         let mut elsewhere = BTreeSet::new();
         for _ in 0..ATTEMPTS {
             let (called, service) = self.service().await?;
@@ -101,7 +119,13 @@ impl Region {
     /// Takes a cluster's ports away; the Service goes with its last one, which Kubernetes would not let go otherwise.
     /// Returns whether it had any.
     pub async fn release_ports(&self, name: &str) -> Result<bool> {
-        let _writing = WRITING.lock().await;
+        if self.ports(name).await?.is_none() {
+            return Ok(false);
+        }
+        self.alone(self.remove_ports(name)).await
+    }
+
+    async fn remove_ports(&self, name: &str) -> Result<bool> {
         for _ in 0..ATTEMPTS {
             let (called, Some(service)) = self.service().await? else { return Ok(false) };
             let now = entries(Some(&service));
@@ -119,6 +143,34 @@ impl Region {
             }
         }
         Err(self.contended())
+    }
+
+    /// Reads and writes the Service while nobody else does.
+    async fn alone<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let _writing = WRITING.lock().await;
+        let lock = if self.dry_run { None } else { self.lock().await };
+        let done = work.await;
+        if let Some(lock) = lock {
+            lock.release().await;
+        }
+        done
+    }
+
+    async fn lock(&self) -> Option<Lock> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let start = Instant::now();
+        let why = loop {
+            let what = format!("take Lease {NAMESPACE}/{LOCK}");
+            let taken = async { call(&self.name, &what, Lock::take(leases.clone(), LOCK, &holder_name()?)).await }.await;
+            match taken {
+                Ok(Some(lock)) => return Some(lock),
+                Ok(None) if start.elapsed() > PATIENCE => break "somebody else has had it all the time".to_owned(),
+                Ok(None) => sleep(ASK_EVERY).await,
+                Err(failure) => break failure.to_string(),
+            }
+        };
+        tracing::warn!(region = %self.name, %why, "the Service is written without its Lease");
+        None
     }
 
     async fn create_service(&self, called: &str, ports: &[Value]) -> Result<Write> {

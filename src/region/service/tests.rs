@@ -10,10 +10,17 @@ type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
 const PATH: &str = "/api/v1/namespaces/vela-system/services";
 
-/// A region whose API answers, in this order, requests of these methods with these statuses and bodies; gives what was sent.
+/// A region whose API answers, in this order, requests of these methods with these statuses and bodies; gives what was sent. Its Lease is
+/// to be had.
 async fn scenario<T>(run: impl AsyncFnOnce(Region) -> T, answers: Vec<(Method, u16, Value)>) -> (T, Vec<(String, Value)>) {
     let (service, handle) = mock::pair::<Request<Body>, Response<Body>>();
-    let region = Region {
+    let server = tokio::spawn(serve(handle, answers, vec![]));
+    let result = run(region(service)).await;
+    (result, server.await.unwrap())
+}
+
+fn region(service: mock::Mock<Request<Body>, Response<Body>>) -> Region {
+    Region {
         name: "proxy-east".parse().unwrap(),
         settings: crate::model::region::Region::parse(
             r#"{"nodes":{"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{},
@@ -22,23 +29,33 @@ async fn scenario<T>(run: impl AsyncFnOnce(Region) -> T, answers: Vec<(Method, u
         .unwrap(),
         client: Client::new(service, "default"),
         dry_run: false,
-    };
-    let server = tokio::spawn(serve(handle, answers));
-    let result = run(region).await;
-    (result, server.await.unwrap())
+    }
 }
 
-async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>) -> Vec<(String, Value)> {
-    let mut sent = Vec::new();
-    for (method, status, body) in answers {
-        let (request, respond) = handle.next_request().await.unwrap();
-        assert_eq!(request.method(), method);
-        assert!(request.uri().path().starts_with(PATH), "{}", request.uri());
+/// Answers until nobody asks any more. Whoever asks for the Lease finds it as `leases` says, one after the other, and then nobody's.
+async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>, leases: Vec<Value>) -> Vec<(String, Value)> {
+    let (mut sent, mut answers, mut leases) = (Vec::new(), answers.into_iter(), leases.into_iter());
+    while let Some((request, respond)) = handle.next_request().await {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let bytes = request.into_body().collect_bytes().await.unwrap();
-        sent.push((method.to_string(), serde_json::from_slice(&bytes).unwrap_or_default()));
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let (status, answer) = if path.contains("/leases") {
+            if method == Method::GET {
+                leases.next().map_or((404, refusal(404, "not found")), |lease| (200, lease))
+            } else {
+                (200, body)
+            }
+        } else {
+            assert!(path.starts_with(PATH), "{path}");
+            sent.push((method.to_string(), body));
+            let (want, status, answer) = answers.next().unwrap_or_else(|| panic!("{method} {path}"));
+            assert_eq!(method, want);
+            (status, answer)
+        };
         let response = Response::builder().status(status).header("content-type", "application/json");
-        respond.send_response(response.body(Body::from(serde_json::to_vec(&body).unwrap())).unwrap());
+        respond.send_response(response.body(Body::from(serde_json::to_vec(&answer).unwrap())).unwrap());
     }
+    assert_eq!(answers.next(), None, "not asked");
     sent
 }
 
@@ -62,6 +79,8 @@ async fn the_first_join_makes_the_service_and_passes_over_ports_of_others() {
         vec![
             (Method::GET, 404, refusal(404, "not found")),
             (Method::GET, 404, refusal(404, "not found")),
+            (Method::GET, 404, refusal(404, "not found")),
+            (Method::GET, 404, refusal(404, "not found")),
             (Method::POST, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
             (Method::GET, 404, refusal(404, "not found")),
             (Method::GET, 404, refusal(404, "not found")),
@@ -70,7 +89,7 @@ async fn the_first_join_makes_the_service_and_passes_over_ports_of_others() {
     )
     .await;
     assert_eq!(ports.unwrap(), Ports { listen: 8001, node: 30001 });
-    let made = &sent[5].1;
+    let made = &sent[7].1;
     assert_eq!(made["spec"]["selector"], json!({"xregion.oam.dev/kind": "proxy"}));
     assert_eq!(
         made["spec"]["ports"],
@@ -85,6 +104,7 @@ async fn a_write_of_somebody_else_meanwhile_is_taken_into_account() {
         async |region| region.take_ports("a", None).await,
         vec![
             (Method::GET, 200, service("1", &[foreign()])),
+            (Method::GET, 200, service("1", &[foreign()])),
             (Method::PATCH, 409, refusal(409, "the object has been modified")),
             (Method::GET, 200, service("2", &[foreign(), other.clone()])),
             (Method::PATCH, 200, service("3", &[])),
@@ -94,7 +114,7 @@ async fn a_write_of_somebody_else_meanwhile_is_taken_into_account() {
     let ports = ports.unwrap();
     assert_eq!(ports, Ports { listen: 8002, node: 30002 });
     assert_eq!(
-        sent[3].1,
+        sent[4].1,
         json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), other, ports::entry("a", ports)]}})
     );
 }
@@ -110,7 +130,8 @@ async fn ports_that_are_there_are_not_written_again() {
 #[tokio::test]
 async fn a_node_port_asked_for_and_taken_is_told_and_not_retried() {
     for (code, message) in [(422, "provided port is already allocated"), (500, "duplicate nodePort: 30005")] {
-        let answers = vec![(Method::GET, 200, service("1", &[foreign()])), (Method::PATCH, code, refusal(code, message))];
+        let there = (Method::GET, 200, service("1", &[foreign()]));
+        let answers = vec![there.clone(), there, (Method::PATCH, code, refusal(code, message))];
         let (ports, _) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
         assert_eq!(ports.unwrap_err().kind, Kind::NodePortTaken);
     }
@@ -123,6 +144,8 @@ async fn two_clusters_of_a_run_write_one_after_the_other() {
         async |region| futures::join!(region.take_ports("a", Some(30005)), region.take_ports("b", None)),
         vec![
             (Method::GET, 200, service("1", &[])),
+            (Method::GET, 200, service("1", &[])),
+            (Method::GET, 200, service("1", &[])),
             (Method::PATCH, 200, service("2", &[])),
             (Method::GET, 200, service("2", std::slice::from_ref(&a))),
             (Method::PATCH, 200, service("3", &[])),
@@ -130,7 +153,26 @@ async fn two_clusters_of_a_run_write_one_after_the_other() {
     )
     .await;
     assert_eq!((first.unwrap().node, second.unwrap().node), (30005, 30000));
-    assert_eq!(sent[3].1["spec"]["ports"], json!([a, b]));
+    assert_eq!(sent[5].1["spec"]["ports"], json!([a, b]));
+}
+
+#[tokio::test]
+async fn a_run_waits_for_another_that_writes_the_service() {
+    let (service_, handle) = mock::pair::<Request<Body>, Response<Body>>();
+    let lease = |holder: &str| {
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LOCK, "resourceVersion": "1"},
+               "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": format!("{:.6}", jiff::Timestamp::now())}})
+    };
+    let other = ports::entry("b", Ports { listen: 8000, node: 30000 });
+    let answers = vec![
+        (Method::GET, 200, service("1", &[])),
+        (Method::GET, 200, service("2", &[other])),
+        (Method::PATCH, 200, service("3", &[])),
+    ];
+    let server = tokio::spawn(serve(handle, answers, vec![lease("other"), lease("other"), lease("")]));
+    let ports = region(service_).take_ports("a", None).await;
+    assert_eq!(ports.unwrap().node, 30001, "read before it had the right, the Service had room for it at 30000");
+    server.await.unwrap();
 }
 
 #[tokio::test]
@@ -141,6 +183,7 @@ async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
         async |region| region.release_ports("a").await,
         vec![
             (Method::GET, 200, service("1", std::slice::from_ref(&mine))),
+            (Method::GET, 200, service("1", std::slice::from_ref(&mine))),
             (Method::DELETE, 409, refusal(409, "the resourceVersion in the precondition does not match")),
             (Method::GET, 200, service("2", &[mine, other.clone()])),
             (Method::PATCH, 200, service("3", &[])),
@@ -148,8 +191,8 @@ async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
     )
     .await;
     released.unwrap();
-    assert_eq!(sent[1].1["preconditions"], json!({"resourceVersion": "1", "uid": "u"}));
-    assert_eq!(sent[3].1["spec"]["ports"], json!([other]));
+    assert_eq!(sent[2].1["preconditions"], json!({"resourceVersion": "1", "uid": "u"}));
+    assert_eq!(sent[4].1["spec"]["ports"], json!([other]));
 }
 
 #[tokio::test]
@@ -161,6 +204,8 @@ async fn a_service_made_by_hand_is_left_alone_and_another_stands_beside_it() {
         vec![
             (Method::GET, 200, by_hand.clone()),
             (Method::GET, 404, refusal(404, "not found")),
+            (Method::GET, 200, by_hand.clone()),
+            (Method::GET, 404, refusal(404, "not found")),
             // Its node port is known to nobody but the API server.
             (Method::POST, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
             (Method::GET, 200, by_hand),
@@ -170,7 +215,7 @@ async fn a_service_made_by_hand_is_left_alone_and_another_stands_beside_it() {
     )
     .await;
     assert_eq!(ports.unwrap(), Ports { listen: 8001, node: 30001 });
-    assert_eq!(sent[5].1["metadata"]["name"], SERVICE_BESIDE);
+    assert_eq!(sent[7].1["metadata"]["name"], SERVICE_BESIDE);
 
     // It stays the region's when the one made by hand has gone.
     let mut beside = service("1", &[ports::entry("a", Ports { listen: 8001, node: 30001 })]);

@@ -1,4 +1,4 @@
-//! A Lease on the hub by which one join at a time changes the gateway, for itself and for those that wait.
+//! A right that one process at a time has, by a Lease: to change the hub's gateway, to write a region's Service.
 
 use std::time::Duration;
 
@@ -10,68 +10,62 @@ use kube::api::PostParams;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
-use crate::model::names::NAMESPACE;
 
-const NAME: &str = "xregion-gateway";
 /// After so long without renewal the holder is taken for dead.
 const DURATION_SECONDS: i32 = 15;
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 
-/// The right to change the gateway, held until it is released or its process ends.
-pub struct GatewayLock {
+/// The right, held until it is released or its process ends.
+pub struct Lock {
     leases: Api<Lease>,
+    name: &'static str,
     holder: String,
     renewal: JoinHandle<()>,
 }
 
-impl Hub {
-    /// The right to change the gateway, unless somebody else has it; `holder` is a name nobody else uses.
-    pub async fn lock_gateway(&self, holder: &str) -> Result<Option<GatewayLock>> {
-        let leases: Api<Lease> = Api::namespaced(self.client(), NAMESPACE);
-        if !take(&leases, holder).await? {
+impl Lock {
+    /// Takes the right that the Lease of this name stands for, unless somebody else has it; `holder` is a name nobody else uses.
+    pub async fn take(leases: Api<Lease>, name: &'static str, holder: &str) -> kube::Result<Option<Self>> {
+        if !take(&leases, name, holder).await? {
             return Ok(None);
         }
-        let renewal = tokio::spawn(renew(leases.clone(), holder.to_owned()));
-        Ok(Some(GatewayLock { leases, holder: holder.to_owned(), renewal }))
+        let renewal = tokio::spawn(renew(leases.clone(), name, holder.to_owned()));
+        Ok(Some(Self { leases, name, holder: holder.to_owned(), renewal }))
     }
-}
 
-impl GatewayLock {
     /// Gives the right to the next one at once.
     pub async fn release(self) {
         self.renewal.abort();
-        let Ok(Some(mut lease)) = self.leases.get_opt(NAME).await else { return };
+        let Ok(Some(mut lease)) = self.leases.get_opt(self.name).await else { return };
         if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&self.holder)) {
             spec.holder_identity = None;
             // The next one waits for the Lease to run out if this fails.
-            if let Err(error) = self.leases.replace(NAME, &PostParams::default(), &lease).await {
-                tracing::debug!(%error, "the gateway's Lease was not released");
+            if let Err(error) = self.leases.replace(self.name, &PostParams::default(), &lease).await {
+                tracing::debug!(%error, lease = %self.name, "it was not released");
             }
         }
     }
 }
 
-impl Drop for GatewayLock {
+impl Drop for Lock {
     fn drop(&mut self) {
         self.renewal.abort();
     }
 }
 
-async fn renew(leases: Api<Lease>, holder: String) {
+async fn renew(leases: Api<Lease>, name: &'static str, holder: String) {
     loop {
         sleep(RENEW_EVERY).await;
-        if let Err(failure) = take(&leases, &holder).await {
-            tracing::warn!(%failure, "the gateway's Lease was not renewed");
+        if let Err(error) = take(&leases, name, &holder).await {
+            tracing::warn!(%error, lease = %name, "it was not renewed");
         }
     }
 }
 
 /// Takes or renews the Lease; false while somebody else holds it.
-async fn take(leases: &Api<Lease>, holder: &str) -> Result<bool> {
-    let what = format!("take Lease {NAMESPACE}/{NAME}");
-    let found = call(&what, leases.get_opt(NAME)).await?;
+async fn take(leases: &Api<Lease>, name: &str, holder: &str) -> kube::Result<bool> {
+    let found = leases.get_opt(name).await?;
     let now = Timestamp::now();
     let spec = found.as_ref().and_then(|lease| lease.spec.as_ref());
     if !may_take(spec, holder, now) {
@@ -79,8 +73,7 @@ async fn take(leases: &Api<Lease>, holder: &str) -> Result<bool> {
     }
     let lease = Lease {
         metadata: ObjectMeta {
-            name: Some(NAME.into()),
-            namespace: Some(NAMESPACE.into()),
+            name: Some(name.into()),
             resource_version: found.as_ref().and_then(|lease| lease.metadata.resource_version.clone()),
             ..ObjectMeta::default()
         },
@@ -93,14 +86,14 @@ async fn take(leases: &Api<Lease>, holder: &str) -> Result<bool> {
     };
     let params = PostParams::default();
     let written = match found {
-        Some(_) => leases.replace(NAME, &params, &lease).await,
+        Some(_) => leases.replace(name, &params, &lease).await,
         None => leases.create(&params, &lease).await,
     };
     match written {
         Ok(_) => Ok(true),
         // Somebody was faster.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => call(&what, async { Err::<bool, _>(error) }).await,
+        Err(error) => Err(error),
     }
 }
 
