@@ -16,11 +16,12 @@ use crate::model::names::{ClusterName, DnsName};
 use crate::model::nodes::aliased_addresses;
 use crate::region::Region;
 
-/// How long a rollout waits for what others are about to want, so that one serves them all.
-const GATHER_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a rollout waits for what others are about to want, so that one serves them all. It takes about as long itself.
+const GATHER_PATIENCE: Duration = Duration::from_secs(15);
 const ASK_EVERY: Duration = Duration::from_millis(250);
-/// How often a run asks whether it may change the gateway, or needn't any more.
+/// How often a run asks whether it may change the gateway, or needn't any more: less often the longer it has waited, for then many do.
 const QUEUE_EVERY: Duration = Duration::from_millis(500);
+const QUEUE_EVERY_AT_MOST: Duration = Duration::from_secs(2);
 
 /// What a run wants of the gateway's host aliases.
 #[derive(Default)]
@@ -80,21 +81,21 @@ impl Change {
 /// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether there was anything to change.
 pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
     let holder = holder_name()?;
-    let mut now = gateway.aliases().await?;
-    let hosts = change.hosts(&now);
-    let mut differed = false;
+    let mut seen = gateway.see().await?;
+    let hosts = change.hosts(&seen.aliases);
+    let (start, mut differed) = (Instant::now(), false);
     let lock = loop {
-        let applied = change.applied_to(&now, &[]) == now;
+        let applied = change.applied_to(&seen.aliases, &[]) == seen.aliases;
         differed |= !applied;
         if applied {
             // Another run did it with its own; or the run before this one died in the middle of its rollout.
-            match gateway.behind(&hosts, change.old_pods(gateway.cuts())).await? {
+            match gateway.behind(&seen, &hosts, change.old_pods(gateway.cuts())).await? {
                 None => return Ok(differed),
                 Some(what) => progress.waits_for(&what).await,
             }
         }
         // Also where all is written: whoever was to see old pods out may have died.
-        if !applied || gateway.hands_over().await? {
+        if !applied || seen.hands_over() {
             if let Some(lock) = hub.lock_gateway(&holder).await? {
                 break lock;
             }
@@ -102,18 +103,25 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
                 progress.waits_for("another run's rollout").await;
             }
         }
-        sleep(QUEUE_EVERY).await;
-        now = gateway.aliases().await?;
+        sleep((start.elapsed() / 8).clamp(QUEUE_EVERY, QUEUE_EVERY_AT_MOST)).await;
+        seen = gateway.see().await?;
     };
     let rolled = async {
         let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
         gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
-        gateway.roll(progress, change.old_pods(gateway.cuts())).await
+        gateway.roll(progress, if gateway.cuts() { OldPods::Gone } else { OldPods::Ending }).await?;
+        Ok(gateway.cuts())
     }
     .await;
     lock.release().await;
-    rolled.map(|()| true)
+    // The next rollout may begin while old pods end: waited for are those that don't know this run's own names.
+    let seen_out = rolled?;
+    while !seen_out && let Some(what) = gateway.behind(&gateway.see().await?, &hosts, change.old_pods(false)).await? {
+        progress.waits_for(&what).await;
+        sleep(ASK_EVERY).await;
+    }
+    Ok(true)
 }
 
 /// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that

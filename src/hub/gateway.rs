@@ -64,6 +64,20 @@ pub struct Gateway {
     cut: bool,
 }
 
+/// The gateway's Deployment as it was at one moment.
+pub struct Seen {
+    /// The names that lead into regions.
+    pub aliases: HostAliases,
+    deployment: Deployment,
+}
+
+impl Seen {
+    /// Whether old pods wait to be seen out by whoever has the right to change the gateway.
+    pub fn hands_over(&self) -> bool {
+        rollout::handover(&self.deployment, &[]) != Handover::None
+    }
+}
+
 impl Hub {
     /// The right to change the gateway, unless somebody else has it: one run changes it for itself and for those that wait.
     pub async fn lock_gateway(&self, holder: &str) -> Result<Option<Lock>> {
@@ -145,7 +159,14 @@ impl Gateway {
 
     /// The host aliases it has now.
     pub async fn aliases(&self) -> Result<HostAliases> {
-        rollout::host_aliases(&self.read().await?)
+        Ok(self.see().await?.aliases)
+    }
+
+    /// The Deployment as it is now.
+    pub async fn see(&self) -> Result<Seen> {
+        let deployment = self.read().await?;
+        let aliases = rollout::host_aliases(&deployment)?;
+        Ok(Seen { aliases, deployment: serde_json::from_value(deployment).map_err(unreadable)? })
     }
 
     /// What the rollout of its present host aliases waits for, if it is not through.
@@ -180,25 +201,23 @@ impl Gateway {
 
     /// What is waited for until the pods lead these names where the Deployment says, whoever's rollout it is that brings it about: others
     /// may follow it without a pause. With `cut`, until no rollout is under way at all.
-    pub async fn behind(&self, hosts: &BTreeSet<DnsName>, old: OldPods) -> Result<Option<String>> {
-        let deployment = self.read().await?;
-        let aliases = rollout::host_aliases(&deployment)?;
-        let deployment: Deployment = serde_json::from_value(deployment).map_err(unreadable)?;
+    pub async fn behind(&self, seen: &Seen, hosts: &BTreeSet<DnsName>, old: OldPods) -> Result<Option<String>> {
+        let Seen { aliases, deployment } = seen;
         if self.cut {
-            return self.lacking(&deployment, OldPods::Gone).await;
+            return self.lacking(deployment, OldPods::Gone).await;
         }
-        let mut pods = self.list(&self.selector).await?;
-        let serves = pods.iter().any(|pod| is_ready(pod) && rollout::leads(pod, &aliases, hosts));
-        if old == OldPods::Gone {
-            pods.extend(self.list(&retired_selector()).await?);
-        } else {
-            pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
-        }
-        if serves && pods.iter().filter(|pod| runs(pod)).all(|pod| rollout::leads(pod, &aliases, hosts)) {
+        let is_behind = |pod: &Pod| runs(pod) && !rollout::leads(pod, aliases, hosts);
+        let pods = self.list(&self.selector).await?;
+        let serves = pods.iter().any(|pod| is_ready(pod) && rollout::leads(pod, aliases, hosts));
+        let mut counting = pods.iter().filter(|pod| old == OldPods::Gone || pod.metadata.deletion_timestamp.is_none());
+        if serves
+            && !counting.any(is_behind)
+            && (old == OldPods::Ending || !self.list(&retired_selector()).await?.iter().any(is_behind))
+        {
             return Ok(None);
         }
-        match rollout::progress(&deployment) {
-            Rollout::Stuck(why) => Err(self.stuck(&deployment, &why)),
+        match rollout::progress(deployment) {
+            Rollout::Stuck(why) => Err(self.stuck(deployment, &why)),
             Rollout::Waiting(what) => Ok(Some(what)),
             Rollout::Complete if serves => Ok(Some(ENDING.to_owned())),
             Rollout::Complete => Ok(Some("the new gateway to be ready".to_owned())),
@@ -211,11 +230,6 @@ impl Gateway {
             format!("the gateway's Deployment {} does not get its new pods ready: {why}", self.name),
             format!("kubectl -n {} describe pods -l {}", deployment.namespace().unwrap_or_default(), self.selector),
         )
-    }
-
-    /// Whether old pods wait to be seen out by whoever has the right to change the gateway.
-    pub async fn hands_over(&self) -> Result<bool> {
-        Ok(rollout::handover(&self.deployment().await?, &[]) != Handover::None)
     }
 
     /// Waits until a rollout is through, for whoever holds the right to change the gateway: sees old pods out that would end too early

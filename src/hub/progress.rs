@@ -21,6 +21,8 @@ const KIND_PROGRESS: &str = "progress";
 
 /// How long a stage is believed: none before the rollout takes longer, unless it fails.
 const FRESH: Duration = Duration::from_secs(60);
+/// How long a run is waited for that tells nothing new: its cluster may not answer at all.
+const LIVELY: Duration = Duration::from_secs(6);
 /// How often, in seconds, a wait that goes on is told anew.
 const TELL_EVERY: u64 = 3;
 
@@ -268,7 +270,7 @@ impl Progress {
 pub struct Others {
     /// The clusters that they join and have not joined yet, with their regions.
     pub clusters: BTreeMap<ClusterName, ClusterName>,
-    /// Whether one of them will want a change of the gateway soon.
+    /// Whether one of them gets on, and will want a change of the gateway soon.
     pub coming: bool,
 }
 
@@ -278,9 +280,9 @@ impl Others {
         for data in told {
             let get = |key: &str| data.get(key).map(String::as_str).unwrap_or_default();
             // A Job that was killed tells no end.
-            let fresh = get("at").parse::<Timestamp>().is_ok_and(|at| at + FRESH > now);
-            let Some(stage) = Stage::read(get("stage")).filter(|stage| fresh && *stage <= Stage::Rolling) else { continue };
-            others.coming |= stage < Stage::Rolling;
+            let within = |time: Duration| get("at").parse::<Timestamp>().is_ok_and(|at| at + time > now);
+            let Some(stage) = Stage::read(get("stage")).filter(|stage| within(FRESH) && *stage <= Stage::Rolling) else { continue };
+            others.coming |= stage < Stage::Rolling && within(LIVELY);
             let clusters: BTreeMap<String, String> = serde_json::from_str(get("clusters")).unwrap_or_default();
             others.clusters.extend(clusters.iter().filter_map(|(name, region)| Some((name.parse().ok()?, region.parse().ok()?))));
         }
@@ -313,6 +315,8 @@ mod tests {
         assert_eq!((names(&both).as_str(), both.coming), ("a,b,c", true));
         assert!(!of(&[told("rolling", 1, r#"{"c":"east"}"#)]).coming);
         assert!(of(&[told("detaching", 1, "{}")]).coming);
+        let stuck = of(&[told("proving", 7, r#"{"a":"east"}"#)]);
+        assert_eq!((names(&stuck).as_str(), stuck.coming), ("a", false), "served if it is proven, and not waited for");
         for gone in [told("proving", 61, r#"{"a":"east"}"#), told("done", 1, r#"{"a":"east"}"#), told("nonsense", 1, "{")] {
             assert_eq!(of(&[gone]), Others::default());
         }
