@@ -6,10 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -18,7 +19,8 @@ use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
-use crate::model::names::{DnsName, KIND as KIND_LABEL, NAMESPACE};
+use crate::model::drift::{Standing, last_writer};
+use crate::model::names::{DnsName, KIND as KIND_LABEL, MANAGER, NAMESPACE};
 use crate::model::pods::is_ready;
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
 
@@ -62,6 +64,8 @@ pub struct Gateway {
     dry_run: bool,
     /// Whether changes end the connections that are open through it.
     cut: bool,
+    /// Whether changes put back what makes rollouts smooth, also where that alone was lost.
+    smooth: bool,
 }
 
 impl Hub {
@@ -118,6 +122,7 @@ impl Hub {
             name: chosen.name_any(),
             dry_run: false,
             cut: false,
+            smooth: false,
         })
     }
 }
@@ -136,6 +141,33 @@ impl Gateway {
     /// The same gateway; with `cut`, its every change ends the connections that are open through it, also one that concerns no pod.
     pub fn cutting(self, cut: bool) -> Self {
         Self { cut: self.cut || cut, ..self }
+    }
+
+    /// The same gateway; with `smooth`, its every change sees to it that its pods take over from each other without a failed request.
+    pub fn smoothing(self, smooth: bool) -> Self {
+        Self { smooth, ..self }
+    }
+
+    /// Whether a change that smooths would write something for that.
+    pub async fn needs_smoothing(&self) -> Result<bool> {
+        Ok(self.smooth && !rollout::is_smooth(&self.read().await?))
+    }
+
+    /// The Deployment as it is now.
+    pub async fn standing(&self) -> Result<Standing> {
+        let deployment = self.read().await?;
+        Ok(Standing {
+            aliases: rollout::host_aliases(&deployment)?,
+            smooth: rollout::is_smooth(&deployment),
+            last_writer: serde_json::from_value(deployment["metadata"]["managedFields"].clone())
+                .ok()
+                .and_then(|fields: Vec<ManagedFieldsEntry>| last_writer(&fields)),
+        })
+    }
+
+    /// The Deployment, for those who tell about it.
+    pub async fn reference(&self) -> Result<ObjectReference> {
+        Ok(self.deployment().await?.object_ref(&()))
     }
 
     /// Whether its changes end open connections.
@@ -163,8 +195,10 @@ impl Gateway {
             let deployment = self.read().await?;
             let wanted = rule(&rollout::host_aliases(&deployment)?)?;
             wanted.check_limit()?;
-            let Some(patch) = rollout::patch(&deployment, &wanted, self.cut.then(Timestamp::now))? else { return Ok(false) };
-            let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
+            let Some(patch) = rollout::patch(&deployment, &wanted, self.cut.then(Timestamp::now), self.smooth)? else {
+                return Ok(false);
+            };
+            let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
             match self.deployments.patch(&self.name, &params, &Patch::Merge(&patch)).await {
                 Ok(_) => return Ok(true),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
@@ -274,8 +308,8 @@ impl Gateway {
         }
         // At once: the old ReplicaSet replaces the pods it misses until the Deployment tells it not to.
         let patch = Patch::Merge(rollout::handed_over());
-        call(&format!("patch Deployment {}", self.name), self.deployments.patch(&self.name, &PatchParams::default(), &patch))
-            .await?;
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        call(&format!("patch Deployment {}", self.name), self.deployments.patch(&self.name, &params, &patch)).await?;
         if !old.is_empty() {
             sleep(ENDPOINTS_SETTLE).await;
         }
