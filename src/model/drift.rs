@@ -181,8 +181,9 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
             }
             Err(failure) => troubles.push(Trouble {
                 about: Subject::Region(seen.name.clone()),
+                // Why, `xregion status` sees for itself; words that change from look to look would be news each time.
                 problem: Problem::new(
-                    format!("{}; its host aliases stay as they are, and nothing is mended there", failure.cause()),
+                    "it can't be read: its host aliases stay as they are, and nothing is mended there",
                     failure.hint(),
                 ),
             }),

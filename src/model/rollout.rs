@@ -87,7 +87,8 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>, s
 /// Whether pods of a Deployment take over from each other as [`patch`] has it.
 pub fn is_smooth(deployment: &Value) -> bool {
     let (strategy, pod) = (&deployment["spec"]["strategy"], &deployment["spec"]["template"]["spec"]);
-    strategy["rollingUpdate"]["maxUnavailable"] == 0 && smooth_containers(pod) == pod["containers"]
+    let unavailable = &strategy["rollingUpdate"]["maxUnavailable"];
+    (*unavailable == 0 || *unavailable == "0%") && smooth_containers(pod) == pod["containers"]
 }
 
 /// The pod's containers (a merge patch replaces lists whole) with probe and pause on the one that serves.

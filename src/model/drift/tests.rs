@@ -193,7 +193,7 @@ fn a_region_that_can_t_be_read_keeps_its_aliases_and_is_told() {
     world.seen.regions[0].inside = Err(silence(Kind::RegionUnreachable));
     let (repairs, troubles) = world.words();
     assert_eq!(repairs, Vec::<String>::new());
-    assert!(troubles[0].starts_with("region proxy-east: nothing within 5 s; its host aliases stay"), "{troubles:?}");
+    assert!(troubles[0].starts_with("region proxy-east: it can't be read: its host aliases stay"), "{troubles:?}");
     // And so does one that has no node to lead to.
     let mut world = self::world();
     world.east().nodes.clear();
