@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use serde::Deserialize;
 
 use crate::agent::AgentArgs;
+use crate::controller::ControllerArgs;
 use crate::error::{Failure, Kind};
 use crate::hub::progress::Job;
 use crate::model::labels::Label;
@@ -68,6 +69,10 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
+    /// Keep the hub's gateway and its regions as recorded (the addon runs it on the hub).
+    ///
+    /// It looks every 5 seconds, and puts back what was lost or changed: host aliases, routes, ports. It removes nothing.
+    Controller(ControllerArgs),
     /// Print completions for a shell.
     ///
     /// For bash: source <(xregion completions bash)

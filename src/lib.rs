@@ -12,11 +12,14 @@
 //! ```
 //!
 //! Rules are pure functions in [`model`]; [`hub`], [`region`] and [`probe`] gather what they need and carry out what they say;
-//! [`join`], [`leave`] and [`looking`] tell the stories; [`agent`] is what runs beside nginx in a region.
+//! [`join`], [`leave`] and [`looking`] tell the stories; [`agent`] is what runs beside nginx in a region, [`controller`] what runs on the
+//! hub and mends what is not as recorded.
 
 pub mod agent;
 pub mod cli;
 pub mod connect;
+pub mod controller;
+pub mod endpoints;
 pub mod error;
 pub mod files;
 pub mod hub;

@@ -44,8 +44,9 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
     let asks = |name: &ClusterName, region: &ClusterName| asked.is_none_or(|asked| asked == name || asked == region);
     let members = members.filter(|(name, membership, _)| asks(name, &membership.region));
 
-    let (addon, seen, clusters) = futures::join!(
+    let (addon, controller, seen, clusters) = futures::join!(
         job::enabled(hub),
+        hub.controller(),
         join_all(recorded.to_read(asked).into_iter().map(|name| look_into(hub, name))),
         join_all(members.map(|(name, membership, cluster)| look_at_cluster(hub, name, membership, cluster))),
     );
@@ -63,6 +64,8 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
         gateway,
         leftovers,
         joined,
+        // Whoever may not read it misses only what it says.
+        controller: controller.unwrap_or_default(),
     })
 }
 
@@ -93,7 +96,8 @@ async fn look_at_gateway(hub: &Hub, name: Option<&str>) -> Result<SeenGateway> {
     Ok(SeenGateway { deployment: gateway.name().to_owned(), aliases, waiting })
 }
 
-async fn look_into(hub: &Hub, name: ClusterName) -> SeenRegion {
+/// What is in a region, or why that can't be told in time.
+pub async fn look_into(hub: &Hub, name: ClusterName) -> SeenRegion {
     let inside = timeout(PATIENCE, read(hub, &name)).await.unwrap_or_else(|_| Err(silent(&name)));
     SeenRegion { name, inside }
 }

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::Result;
 use crate::hub::Hub;
+use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::progress::Progress;
 use crate::lock::holder_name;
@@ -36,6 +37,9 @@ pub struct Change {
     pub adopt: bool,
     /// Single claims that go.
     pub dropped: Vec<(DnsName, ClusterName)>,
+    /// Whether it puts back what is recorded, rather than carry out what somebody asks for: of the names only those that are recorded
+    /// still when it is written, nothing taken off, and with what makes rollouts smooth also where that alone was lost.
+    pub mends: bool,
 }
 
 impl Change {
@@ -45,23 +49,19 @@ impl Change {
         for (host, cluster) in &self.dropped {
             aliases = aliases.without(host, cluster);
         }
-        let nowhere = BTreeSet::new();
-        for wanted in &self.wanted {
-            let admitted = if self.adopt {
-                aliases.admit_adopted(wanted, self.addresses.get(wanted.region.as_str()).unwrap_or(&nowhere))
-            } else {
-                aliases.admit_move(wanted)
-            };
-            if admitted.is_ok() {
-                aliases = aliases.with(std::slice::from_ref(wanted), &self.addresses);
-            }
-        }
+        (aliases, _) = aliases.with_admitted(&self.wanted, &self.addresses, self.adopt);
         for wanted in others {
             if aliases.admit(wanted).is_ok() {
                 aliases = aliases.with(std::slice::from_ref(wanted), &self.addresses);
             }
         }
         aliases.with(&[], &self.addresses)
+    }
+
+    /// Gives up the names that are on record no more, and those of clusters that another run sees to: they may have begun to leave or to
+    /// change since the names were chosen.
+    fn keep_recorded(&mut self, recorded: &BTreeSet<Wanted>, leaving: &BTreeSet<ClusterName>, busy: &BTreeSet<ClusterName>) {
+        self.wanted.retain(|one| recorded.contains(one) && !leaving.contains(&one.cluster) && !busy.contains(&one.cluster));
     }
 
     /// The names it concerns.
@@ -81,11 +81,12 @@ impl Change {
 /// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether there was anything to change.
 pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
     let holder = holder_name()?;
+    let gateway = &gateway.clone().smoothing(change.mends);
     let mut seen = gateway.see().await?;
     let hosts = change.hosts(&seen.aliases);
     let (start, mut differed) = (Instant::now(), false);
     let lock = loop {
-        let applied = change.applied_to(&seen.aliases, &[]) == seen.aliases;
+        let applied = change.applied_to(&seen.aliases, &[]) == seen.aliases && !gateway.needs_smoothing(&seen);
         differed |= !applied;
         if applied {
             // Another run did it with its own; or the run before this one died in the middle of its rollout.
@@ -128,16 +129,22 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
 /// leaves wants connections cut.
 async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut Change) -> Result<(Vec<Wanted>, bool)> {
     let start = Instant::now();
-    let joining = loop {
+    let (joining, busy) = loop {
         let others = progress.others().await?;
         if !others.coming || start.elapsed() > GATHER_PATIENCE {
-            break others.clusters;
+            break (others.clusters, others.busy);
         }
         sleep(ASK_EVERY).await;
     };
+    let (joined, leftovers) = (hub.joined_clusters().await?, hub.leftovers().await?);
+    if change.mends {
+        let recorded = joined.iter().filter_map(JoinedCluster::wanted).collect();
+        let leaving = leftovers.iter().map(|leftover| leftover.cluster.clone()).collect();
+        change.keep_recorded(&recorded, &leaving, &busy);
+    }
     // A cluster that is detached and whose leave is recorded has no use for its name any more.
-    let joined = hub.cluster_names().await?;
-    let gone = hub.leftovers().await?.into_iter().filter(|leftover| !joined.contains(leftover.cluster.as_str()));
+    let joined: BTreeSet<&str> = joined.iter().map(JoinedCluster::name).collect();
+    let gone = leftovers.into_iter().filter(|leftover| !joined.contains(leftover.cluster.as_str()) && !change.mends);
     let wanted: BTreeSet<ClusterName> =
         change.wanted.iter().map(|wanted| wanted.cluster.clone()).chain(joining.keys().cloned()).collect();
     let mut cut = false;
@@ -190,8 +197,7 @@ mod tests {
             wanted: names.iter().map(|(host, cluster, region)| wanted(host, cluster, region)).collect(),
             addresses: addresses(),
             leaving: leaving.iter().map(|name| name.parse().unwrap()).collect(),
-            adopt: false,
-            dropped: vec![],
+            ..Change::default()
         }
     }
 
@@ -205,6 +211,17 @@ mod tests {
         assert_eq!(change(&[], &["x"]).old_pods(false), OldPods::Ending);
         assert_eq!(change(&[], &["x"]).old_pods(true), OldPods::Gone);
         assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(false), OldPods::Gone);
+    }
+
+    #[test]
+    fn mending_gives_up_what_others_have_begun_to_change() {
+        let names =
+            ["kept", "leaves", "busy", "renamed", "detached"].map(|cluster| wanted(&format!("{cluster}.example"), cluster, "east"));
+        let mut mending = Change { wanted: names.to_vec(), mends: true, ..Change::default() };
+        let mut recorded: BTreeSet<Wanted> = names[..3].iter().cloned().collect();
+        recorded.insert(wanted("new.example", "renamed", "east"));
+        mending.keep_recorded(&recorded, &["leaves".parse().unwrap()].into(), &["busy".parse().unwrap()].into());
+        assert_eq!(mending.wanted, names[..1]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::cli::{
     self, Cli, Command, DoctorArgs, JoinArgs, KubeconfigArgs, LeaveArgs, MemberArg, Output, PlanArgs, PlanOf, PlanOutput,
     StatusArgs, TrafficArgs, TrafficOutput,
 };
+use crate::controller::{self, ControllerArgs};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::progress::{self, Progress};
@@ -56,6 +58,7 @@ pub async fn run() -> ExitCode {
         Command::Agent(args) => {
             agent::run(args).await.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "see the log above"))
         }
+        Command::Controller(args) => controller(args).await,
         Command::Install { directory } => {
             agent::install(&directory).map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "check the volume"))
         }
@@ -297,6 +300,13 @@ async fn bounded<T>(work: impl Future<Output = Result<T>>, timeout: Duration, pr
             "run the same again when you like",
         )),
     }
+}
+
+async fn controller(args: ControllerArgs) -> Result<()> {
+    // First of all: the first process of a container ignores the signals it has no handler for.
+    let mut stop = pin!(asked_to_end());
+    let _ = futures::poll!(&mut stop);
+    controller::run(args, &Hub::connect().await?, stop).await
 }
 
 async fn asked_to_end() {

@@ -30,6 +30,7 @@ fn the_command_line_in_the_docs_is_what_help_prints() {
         &["status"],
         &["doctor"],
         &["agent"],
+        &["controller"],
         &["completions"],
         &["man"],
     ] {

@@ -16,8 +16,6 @@ use super::plan::Serving;
 use super::{sockets, workers};
 use crate::model::traffic::{Carried, Of, REACHED, Session, Traffic};
 
-/// The media type of OpenMetrics' text.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Upper bounds, in seconds: of a session, from one request to a watch of hours, and of a connection to an API server.
 const DURATIONS: [f64; 9] = [0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
 const CONNECTS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 3.0];

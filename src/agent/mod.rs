@@ -11,8 +11,6 @@
 
 mod access_log;
 mod debounce;
-mod endpoints;
-mod health;
 mod install;
 mod lease;
 mod log;
@@ -43,8 +41,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use self::debounce::Debounce;
-use self::endpoints::Endpoints;
-use self::health::Health;
 pub use self::install::install;
 use self::lease::Pod;
 use self::metrics::Metrics;
@@ -53,6 +49,7 @@ use self::nginx::{Nginx, Outcome};
 use self::plan::{Facts, Plan, Serving};
 use self::watched::Watched;
 use crate::connect;
+use crate::endpoints::{self, Endpoints, Health};
 use crate::model::nginx::Limits;
 use crate::model::region::Timeouts;
 use crate::model::report::Report;
@@ -115,8 +112,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let AgentArgs { nginx, dir, health_port, pod_name, pod_uid, pod_namespace } = args;
     let mut background = JoinSet::new();
-    let (health, metrics) = (Health::new(), Metrics::new());
-    let endpoints = Endpoints { health: health.clone(), metrics: metrics.clone() };
+    let (health, metrics) = (Health::new("the routes are not applied yet, or no more\n"), Metrics::new());
+    let numbers = metrics.clone();
+    let endpoints = Endpoints::new(health.clone(), move || numbers.text());
     background.spawn(endpoints::serve(health_port, endpoints).await?);
     let host = nginx::inspect(&nginx, &dir).await?;
     let files = host.render(NO_TRAFFIC, []);

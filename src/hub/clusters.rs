@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::Api;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Secret};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Resource as _};
 use serde_json::json;
 
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
+use crate::model::aliases::Wanted;
 use crate::model::membership::{CREDENTIAL_TYPE, EXPIRES, Membership};
 use crate::model::names::{ClusterName, NAMESPACE};
 
@@ -44,6 +46,22 @@ impl JoinedCluster {
     /// What xregion recorded about how it was joined, if it was joined so.
     pub fn membership(&self) -> Option<Membership> {
         self.secret.metadata.annotations.as_ref().and_then(Membership::from_annotations)
+    }
+
+    /// The host alias that it is recorded with.
+    pub fn wanted(&self) -> Option<Wanted> {
+        let membership = self.membership()?;
+        Some(Wanted { host: membership.alias, cluster: self.name().parse().ok()?, region: membership.region })
+    }
+
+    /// Its Secret, for those who tell about it.
+    pub fn reference(&self) -> ObjectReference {
+        self.secret.object_ref(&())
+    }
+
+    /// When it was joined for the first time under its name.
+    pub fn since(&self) -> Option<Timestamp> {
+        self.secret.metadata.creation_timestamp.as_ref().map(|time| time.0)
     }
 
     /// Its name.

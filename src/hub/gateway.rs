@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -18,7 +18,8 @@ use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
-use crate::model::names::{DnsName, KIND as KIND_LABEL, NAMESPACE};
+use crate::model::drift::{Standing, last_writer};
+use crate::model::names::{DnsName, KIND as KIND_LABEL, MANAGER, NAMESPACE};
 use crate::model::pods::is_ready;
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
 
@@ -62,12 +63,16 @@ pub struct Gateway {
     dry_run: bool,
     /// Whether changes end the connections that are open through it.
     cut: bool,
+    /// Whether changes put back what makes rollouts smooth, also where that alone was lost.
+    smooth: bool,
 }
 
 /// The gateway's Deployment as it was at one moment.
 pub struct Seen {
     /// The names that lead into regions.
     pub aliases: HostAliases,
+    /// Whether its pods take over from each other without a failed request.
+    smooth: bool,
     deployment: Deployment,
 }
 
@@ -132,6 +137,7 @@ impl Hub {
             name: chosen.name_any(),
             dry_run: false,
             cut: false,
+            smooth: false,
         })
     }
 }
@@ -152,6 +158,28 @@ impl Gateway {
         Self { cut: self.cut || cut, ..self }
     }
 
+    /// The same gateway; with `smooth`, its every change sees to it that its pods take over from each other without a failed request.
+    pub fn smoothing(self, smooth: bool) -> Self {
+        Self { smooth, ..self }
+    }
+
+    /// Whether a change that smooths would write something for that.
+    pub fn needs_smoothing(&self, seen: &Seen) -> bool {
+        self.smooth && !seen.smooth
+    }
+
+    /// What a controller judges it by.
+    pub async fn standing(&self) -> Result<Standing> {
+        let Seen { aliases, smooth, deployment } = self.see().await?;
+        let last_writer = deployment.metadata.managed_fields.and_then(|fields| last_writer(&fields));
+        Ok(Standing { aliases, smooth, last_writer })
+    }
+
+    /// The Deployment, for those who tell about it.
+    pub async fn reference(&self) -> Result<ObjectReference> {
+        Ok(self.deployment().await?.object_ref(&()))
+    }
+
     /// Whether its changes end open connections.
     pub fn cuts(&self) -> bool {
         self.cut
@@ -166,7 +194,8 @@ impl Gateway {
     pub async fn see(&self) -> Result<Seen> {
         let deployment = self.read().await?;
         let aliases = rollout::host_aliases(&deployment)?;
-        Ok(Seen { aliases, deployment: serde_json::from_value(deployment).map_err(unreadable)? })
+        let smooth = rollout::is_smooth(&deployment);
+        Ok(Seen { aliases, smooth, deployment: serde_json::from_value(deployment).map_err(unreadable)? })
     }
 
     /// What the rollout of its present host aliases waits for, if it is not through.
@@ -184,8 +213,10 @@ impl Gateway {
             let deployment = self.read().await?;
             let wanted = rule(&rollout::host_aliases(&deployment)?)?;
             wanted.check_limit()?;
-            let Some(patch) = rollout::patch(&deployment, &wanted, self.cut.then(Timestamp::now))? else { return Ok(false) };
-            let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
+            let Some(patch) = rollout::patch(&deployment, &wanted, self.cut.then(Timestamp::now), self.smooth)? else {
+                return Ok(false);
+            };
+            let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
             match self.deployments.patch(&self.name, &params, &Patch::Merge(&patch)).await {
                 Ok(_) => return Ok(true),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
@@ -202,7 +233,7 @@ impl Gateway {
     /// What is waited for until the pods lead these names where the Deployment says, whoever's rollout it is that brings it about: others
     /// may follow it without a pause. With `cut`, until no rollout is under way at all.
     pub async fn behind(&self, seen: &Seen, hosts: &BTreeSet<DnsName>, old: OldPods) -> Result<Option<String>> {
-        let Seen { aliases, deployment } = seen;
+        let Seen { aliases, deployment, .. } = seen;
         if self.cut {
             return self.lacking(deployment, OldPods::Gone).await;
         }
@@ -288,8 +319,8 @@ impl Gateway {
         }
         // At once: the old ReplicaSet replaces the pods it misses until the Deployment tells it not to.
         let patch = Patch::Merge(rollout::handed_over());
-        call(&format!("patch Deployment {}", self.name), self.deployments.patch(&self.name, &PatchParams::default(), &patch))
-            .await?;
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        call(&format!("patch Deployment {}", self.name), self.deployments.patch(&self.name, &params, &patch)).await?;
         if !old.is_empty() {
             sleep(ENDPOINTS_SETTLE).await;
         }

@@ -31,7 +31,7 @@ impl Leftover {
 }
 
 impl Hub {
-    fn maps(&self) -> Api<ConfigMap> {
+    pub(super) fn maps(&self) -> Api<ConfigMap> {
         Api::namespaced(self.client(), NAMESPACE)
     }
 

@@ -2,6 +2,7 @@
 
 pub mod applications;
 pub mod clusters;
+pub mod controller;
 pub mod gateway;
 pub mod leftovers;
 pub mod progress;

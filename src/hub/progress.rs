@@ -1,7 +1,7 @@
 //! What a Job tells of itself while it runs: a ConfigMap that the workflow step renders as its message, that a shell follows,
 //! and by which runs that go on at once know of each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -270,6 +270,8 @@ impl Progress {
 pub struct Others {
     /// The clusters that they join and have not joined yet, with their regions.
     pub clusters: BTreeMap<ClusterName, ClusterName>,
+    /// The clusters of joins that have not ended.
+    pub busy: BTreeSet<ClusterName>,
     /// Whether one of them gets on, and will want a change of the gateway soon.
     pub coming: bool,
 }
@@ -281,9 +283,13 @@ impl Others {
             let get = |key: &str| data.get(key).map(String::as_str).unwrap_or_default();
             // A Job that was killed tells no end.
             let within = |time: Duration| get("at").parse::<Timestamp>().is_ok_and(|at| at + time > now);
-            let Some(stage) = Stage::read(get("stage")).filter(|stage| within(FRESH) && *stage <= Stage::Rolling) else { continue };
-            others.coming |= stage < Stage::Rolling && within(LIVELY);
+            let Some(stage) = Stage::read(get("stage")).filter(|stage| within(FRESH) && *stage < Stage::Done) else { continue };
             let clusters: BTreeMap<String, String> = serde_json::from_str(get("clusters")).unwrap_or_default();
+            others.busy.extend(clusters.keys().filter_map(|name| name.parse().ok()));
+            if stage > Stage::Rolling {
+                continue;
+            }
+            others.coming |= stage < Stage::Rolling && within(LIVELY);
             others.clusters.extend(clusters.iter().filter_map(|(name, region)| Some((name.parse().ok()?, region.parse().ok()?))));
         }
         others
@@ -317,6 +323,9 @@ mod tests {
         assert!(of(&[told("detaching", 1, "{}")]).coming);
         let stuck = of(&[told("proving", 7, r#"{"a":"east"}"#)]);
         assert_eq!((names(&stuck).as_str(), stuck.coming), ("a", false), "served if it is proven, and not waited for");
+        // Its record is not written yet.
+        let joining = of(&[told("joining", 1, r#"{"d":"east"}"#)]);
+        assert_eq!((joining.busy.len(), joining.clusters.len(), joining.coming), (1, 0, false));
         for gone in [told("proving", 61, r#"{"a":"east"}"#), told("done", 1, r#"{"a":"east"}"#), told("nonsense", 1, "{")] {
             assert_eq!(of(&[gone]), Others::default());
         }

@@ -47,7 +47,7 @@ pub struct Claim {
 }
 
 /// One thing a join wants: this name, for that cluster, in this region.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Wanted {
     /// The host name.
     pub host: DnsName,
@@ -125,6 +125,30 @@ impl HostAliases {
             return Ok(());
         }
         self.admit_move(wanted)
+    }
+
+    /// The aliases with every name of `wanted` that is admitted, and with those that are not and why. With `adopt`, names are taken over
+    /// that somebody else leads into the same region.
+    pub fn with_admitted<'a>(
+        &self,
+        wanted: &'a [Wanted],
+        addresses: &BTreeMap<String, BTreeSet<IpAddr>>,
+        adopt: bool,
+    ) -> (Self, Vec<(&'a Wanted, Failure)>) {
+        let nowhere = BTreeSet::new();
+        let (mut aliases, mut refused) = (self.clone(), Vec::new());
+        for one in wanted {
+            let admitted = if adopt {
+                aliases.admit_adopted(one, addresses.get(one.region.as_str()).unwrap_or(&nowhere))
+            } else {
+                aliases.admit_move(one)
+            };
+            match admitted {
+                Ok(()) => aliases = aliases.with(std::slice::from_ref(one), addresses),
+                Err(failure) => refused.push((one, failure)),
+            }
+        }
+        (aliases, refused)
     }
 
     /// The aliases as they are, with nobody's claim to `host` recorded: it is somebody else's again.

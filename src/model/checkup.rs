@@ -30,7 +30,7 @@ pub struct Check {
 }
 
 /// What a link belongs to.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Subject {
     /// The hub.
     Hub,
@@ -273,7 +273,7 @@ pub fn join_again(cluster: &ClusterName, region: &ClusterName) -> String {
 
 /// The links in the region: the route, its proof, its uptake, its port.
 fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome; 4] {
-    let (slot, laid) = inside.slot(&observed.hub, cluster);
+    let (slot, laid) = cluster.slot(&observed.hub, inside);
     let laid = &laid[slot as usize];
     let region = &cluster.membership.region;
     let again = || join_again(&cluster.name, region);

@@ -2,12 +2,14 @@
 
 pub mod aliases;
 pub mod checkup;
+pub mod drift;
 pub mod joined;
 pub mod kubeconfig;
 pub mod labels;
 pub mod left;
 pub mod lifetime;
 pub mod membership;
+pub mod mending;
 pub mod names;
 pub mod nginx;
 pub mod nodes;

@@ -13,6 +13,8 @@ use crate::error::{Failure, Kind};
 pub const NAMESPACE: &str = "vela-system";
 /// `app.kubernetes.io/managed-by` of what the binary writes.
 pub const MANAGER: &str = "xregion";
+/// The name of the controller's Deployment, of its Lease and of its ConfigMap, on the hub.
+pub const CONTROLLER: &str = "xregion-controller";
 /// Label that says what an object is to xregion: `route`, `region`, `proxy`, `progress`, `job`.
 pub const KIND: &str = "xregion.oam.dev/kind";
 /// Label with the short hash of the hub an object belongs to.

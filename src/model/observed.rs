@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::aliases::HostAliases;
+use super::drift::Told;
 use super::membership::Membership;
 use super::names::{ClusterName, HubId, Slot};
 use super::nodes::EntryNode;
@@ -37,6 +38,17 @@ pub struct Observed {
     pub leftovers: BTreeSet<(ClusterName, ClusterName)>,
     /// The clusters that are being joined just now.
     pub joining: BTreeSet<ClusterName>,
+    /// The addon's controller, where it is enabled.
+    pub controller: Option<SeenController>,
+}
+
+/// The addon's controller.
+#[derive(Debug)]
+pub struct SeenController {
+    /// Whether a pod of it is ready.
+    pub ready: bool,
+    /// What it can't mend.
+    pub problems: Vec<Told>,
 }
 
 /// The hub's cluster-gateway.
@@ -114,6 +126,11 @@ impl Observed {
 }
 
 impl SeenCluster {
+    /// The slot by which it is reached, and what is in each.
+    pub fn slot(&self, hub: &HubId, inside: &Inside) -> (Slot, [Laid; 2]) {
+        inside.slot(hub, &self.name, &self.membership, self.node_port())
+    }
+
     /// The node port that KubeVela connects to; where its Secret doesn't say, the one on record.
     pub fn node_port(&self) -> u16 {
         let named = self.endpoint.as_deref().and_then(|endpoint| endpoint.rsplit_once(':')?.1.parse().ok());
@@ -127,15 +144,13 @@ impl Inside {
         self.proxies.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect()
     }
 
-    /// The slot by which a cluster is reached, and what is in each.
-    pub fn slot(&self, hub: &HubId, cluster: &SeenCluster) -> (Slot, [Laid; 2]) {
-        let name = &cluster.name;
+    /// The slot by which a cluster is reached, at this node port, and what is in each.
+    pub fn slot(&self, hub: &HubId, name: &ClusterName, membership: &Membership, node_port: u16) -> (Slot, [Laid; 2]) {
         let laid = Slot::ALL.map(|slot| Laid {
             route: self.routes.iter().find(|route| route.cluster == *name && route.slot == slot).cloned(),
             ports: self.ports.get(&hub.port_name(name, slot)).copied(),
         });
-        let Membership { upstream, upstream_port, .. } = &cluster.membership;
-        let (serving, home) = slots(&laid, Some(cluster.node_port()), (upstream, *upstream_port));
+        let (serving, home) = slots(&laid, Some(node_port), (&membership.upstream, membership.upstream_port));
         (serving.unwrap_or(home), laid)
     }
 

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::checkup::{self, Outcome, Problem, Subject};
-use super::names::{ClusterName, NAMESPACE};
+use super::drift::Told;
+use super::names::{CONTROLLER, ClusterName, NAMESPACE};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
 use super::report::{Uptake, uptake};
 use super::route::Route;
@@ -244,7 +245,7 @@ fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView
 fn cluster(observed: &Observed, inside: Option<&Inside>, seen: &SeenCluster) -> ClusterView {
     let membership = &seen.membership;
     let laid = inside.map(|inside| {
-        let (slot, [first, second]) = inside.slot(&observed.hub, seen);
+        let (slot, [first, second]) = seen.slot(&observed.hub, inside);
         (inside, if slot as usize == 0 { first } else { second })
     });
     let aliases = observed.gateway.as_ref().map(|gateway| gateway.aliases.leads_to(&membership.alias)).unwrap_or_default();
@@ -285,7 +286,7 @@ fn route(inside: &Inside, route: &Route) -> RouteView {
 fn spare<'a>(observed: &'a Observed, region: &'a ClusterName, inside: &'a Inside) -> impl Iterator<Item = &'a Route> {
     inside.routes.iter().filter(move |route| {
         let joined = observed.clusters.iter().find(|cluster| cluster.name == route.cluster && cluster.membership.region == *region);
-        joined.is_none_or(|cluster| inside.slot(&observed.hub, cluster).0 != route.slot)
+        joined.is_none_or(|cluster| cluster.slot(&observed.hub, inside).0 != route.slot)
     })
 }
 
@@ -299,7 +300,32 @@ fn out_of_step(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
         Outcome::Failed(problem) => Some(entry(&check.subject, &format!("{}: ", check.link), problem)),
         Outcome::Ok(_) | Outcome::Skipped(_) => None,
     });
-    broken.chain(left_over(observed, asks)).collect()
+    broken.chain(left_over(observed, asks)).chain(controller(observed, asks)).collect()
+}
+
+/// What the controller can't mend; or that there should be one, and none runs.
+fn controller(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
+    let Some(controller) = &observed.controller else { return vec![] };
+    if !controller.ready {
+        let problem = Problem::new(
+            "the addon's controller does not run: nothing is mended",
+            format!("kubectl -n {NAMESPACE} describe deployment {CONTROLLER}"),
+        );
+        return vec![entry(&Subject::Hub, "controller: ", problem)];
+    }
+    let asked = |told: &&Told| match told.about.split_once(' ').and_then(|(_, name)| name.parse::<ClusterName>().ok()) {
+        Some(name) => match observed.joined.get(&name) {
+            Some(Some(region)) => asks(&name, region),
+            _ => asks(&name, &name),
+        },
+        None => true,
+    };
+    let told = |told: &Told| OutOfStep {
+        about: told.about.clone(),
+        what: format!("controller: {} (since {})", told.what, told.since),
+        fix: told.fix.clone(),
+    };
+    controller.problems.iter().filter(asked).map(told).collect()
 }
 
 fn entry(subject: &Subject, link: &str, Problem { cause, fix }: Problem) -> OutOfStep {

@@ -74,10 +74,43 @@ pub fn choose(service: &[Value], name: &str, asked: Option<u16>, range: NodePort
     }
     let listening: BTreeSet<u16> =
         others().flat_map(|entry| [number(&entry["port"]), number(&entry["targetPort"])]).flatten().collect();
-    // As in the article, 8000 goes with 30000, 8001 with 30001, ...; beside entries made otherwise, the next free one does.
-    let paired = FIRST_LISTEN.saturating_add(node.saturating_sub(range.first));
-    let listen = (paired..).chain(FIRST_LISTEN..paired).find(|port| !listening.contains(port)).unwrap_or(paired);
+    // Beside entries made otherwise, the next free one does.
+    let listen = free_listen(paired(node, range), |port| listening.contains(&port));
     Ok(Ports { listen, node })
+}
+
+/// Puts the ports of the cluster back whose port is called `name`: its node port, and what the proxies listen on if that is free.
+///
+/// # Errors
+/// The node port is another one's by now.
+pub fn restore(service: &[Value], name: &str, wanted: Ports) -> Result<Ports> {
+    let others = || service.iter().filter(|entry| entry["name"] != name);
+    if others().any(|entry| number(&entry["nodePort"]) == Some(wanted.node)) {
+        return Err(node_port_lost(wanted.node));
+    }
+    let listening: BTreeSet<u16> =
+        others().flat_map(|entry| [number(&entry["port"]), number(&entry["targetPort"])]).flatten().collect();
+    let listen = free_listen(wanted.listen, |port| listening.contains(&port));
+    Ok(Ports { listen, node: wanted.node })
+}
+
+/// The port that goes with a node port, as in the article 8000 with 30000, 8001 with 30001, ...
+pub fn paired(node: u16, range: NodePorts) -> u16 {
+    FIRST_LISTEN.saturating_add(node.saturating_sub(range.first))
+}
+
+/// A port for the proxies to listen on: this one or the next that is free.
+pub fn free_listen(preferred: u16, taken: impl Fn(u16) -> bool) -> u16 {
+    (preferred..).chain(FIRST_LISTEN..preferred).find(|port| !taken(*port)).unwrap_or(preferred)
+}
+
+/// The failure for a node port that is on record and that somebody else has.
+pub fn node_port_lost(port: u16) -> Failure {
+    Failure::new(
+        Kind::NodePortTaken,
+        format!("its node port {port} is taken by another Service of the proxy cluster, or by another port"),
+        "free it there (kubectl get services -A shows who has it), or join the cluster again to get another one",
+    )
 }
 
 /// The failure for a node port that somebody else has.
@@ -135,6 +168,20 @@ mod tests {
         let elsewhere = choose(&[], "me", Some(30001), RANGE, &[30001].into()).unwrap_err();
         assert_eq!(elsewhere.kind, Kind::NodePortTaken);
         assert_eq!(choose(&[], "me", None, RANGE, &[30000].into()).unwrap().node, 30001);
+    }
+
+    #[test]
+    fn lost_ports_come_back_unless_another_has_the_node_port() {
+        let ports = |listen, node| Ports { listen, node };
+        for (there, want) in [
+            (&[][..], Ok(ports(8005, 30002))),
+            (&[("x", 8001, 30001)], Ok(ports(8005, 30002))),
+            (&[("me", 8007, 30003)], Ok(ports(8005, 30002))),
+            (&[("x", 8005, 30001)], Ok(ports(8006, 30002))),
+            (&[("x", 8001, 30002)], Err(Kind::NodePortTaken)),
+        ] {
+            assert_eq!(restore(&service(there), "me", ports(8005, 30002)).map_err(|failure| failure.kind), want, "{there:?}");
+        }
     }
 
     proptest! {

@@ -48,10 +48,11 @@ pub fn host_aliases(deployment: &Value) -> Result<HostAliases> {
 /// A change that restarts pods also sees to it that the new pod takes over before the old one goes: `maxUnavailable: 0`, a
 /// readiness probe where the container has none, and a pause before it stops. (Measured at 20 requests a second: the chart's
 /// defaults fail 36 requests, `maxUnavailable: 0` alone 23, with the probe none.) With `cut` the pods are replaced also where only the record changes, and with
-/// them every connection that is open through the gateway.
-pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>) -> Result<Option<Value>> {
+/// them every connection that is open through the gateway. With `smooth` all that is written also where the aliases are as wanted.
+pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>, smooth: bool) -> Result<Option<Value>> {
     let now = host_aliases(deployment)?;
-    if now == *wanted {
+    let smoothed = smooth && !is_smooth(deployment);
+    if now == *wanted && !smoothed {
         return Ok(None);
     }
     let record =
@@ -61,8 +62,7 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>) -
         "resourceVersion": deployment["metadata"]["resourceVersion"],
         "annotations": {RECORD: record},
     }});
-    let rolls = now.entries != wanted.entries;
-    if rolls || cut.is_some() {
+    if now.entries != wanted.entries || cut.is_some() || smoothed {
         let mut pod = json!({"hostAliases": wanted.entries});
         let template = &deployment["spec"]["template"]["spec"];
         let containers = smooth_containers(template);
@@ -74,8 +74,7 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>) -
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {"spec": pod},
         });
-        // A hand-over tells old pods by their host aliases.
-        if rolls && !pauses {
+        if !pauses {
             patch["spec"]["minReadySeconds"] = json!(HANDOVER_SECONDS);
         }
         if let Some(at) = cut {
@@ -83,6 +82,13 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>) -
         }
     }
     Ok(Some(patch))
+}
+
+/// Whether pods of a Deployment take over from each other as [`patch`] has it.
+pub fn is_smooth(deployment: &Value) -> bool {
+    let (strategy, pod) = (&deployment["spec"]["strategy"], &deployment["spec"]["template"]["spec"]);
+    let unavailable = &strategy["rollingUpdate"]["maxUnavailable"];
+    (*unavailable == 0 || *unavailable == "0%") && smooth_containers(pod) == pod["containers"]
 }
 
 /// The pod's containers (a merge patch replaces lists whole) with probe and pause on the one that serves.
@@ -123,17 +129,18 @@ pub enum Handover<'a> {
 
 /// Reads how far the hand-over from old pods is that [`patch`] announced.
 ///
-/// Old pods are told by their host aliases: only a change of those starts a hand-over.
+/// Old pods are told by their host aliases, and by not pausing before they stop.
 pub fn handover<'a>(deployment: &Deployment, pods: &'a [Pod]) -> Handover<'a> {
     let Some(spec) = deployment.spec.as_ref().filter(|spec| spec.min_ready_seconds == Some(HANDOVER_SECONDS)) else {
         return Handover::None;
     };
-    let aliases = |pod: &PodSpec| pod.host_aliases.clone().unwrap_or_default();
-    let wanted = spec.template.spec.as_ref().map(aliases).unwrap_or_default();
+    let pauses = |pod: &PodSpec| pod.containers.iter().any(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()));
+    let marks = |pod: &PodSpec| (pod.host_aliases.clone().unwrap_or_default(), pauses(pod));
+    let wanted = spec.template.spec.as_ref().map(marks).unwrap_or_default();
     let (new, old): (Vec<_>, Vec<_>) = pods
         .iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-        .partition(|pod| pod.spec.as_ref().map(aliases).unwrap_or_default() == wanted);
+        .partition(|pod| pod.spec.as_ref().map(marks).unwrap_or_default() == wanted);
     if new.iter().filter(|pod| is_ready(pod)).count() < usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(1) {
         return Handover::Early;
     }
@@ -244,7 +251,7 @@ mod tests {
     fn the_patch_makes_the_rollout_smooth_and_is_needed_once() {
         let before = deployment();
         let wanted = wanted(&before);
-        let patch_json = patch(&before, &wanted, None).unwrap().unwrap();
+        let patch_json = patch(&before, &wanted, None, false).unwrap().unwrap();
         assert_eq!(patch_json["metadata"]["resourceVersion"], "7");
         let mut after = before.clone();
         merge(&mut after, &patch_json);
@@ -257,19 +264,38 @@ mod tests {
         assert_eq!(after["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
         assert_eq!(after["spec"]["minReadySeconds"], 60, "the old pod has no pause");
         assert_eq!(after["metadata"]["annotations"]["theirs"], "kept");
-        assert_eq!(patch(&after, &wanted, None).unwrap(), None);
+        assert_eq!(patch(&after, &wanted, None, false).unwrap(), None);
         // What the container has of its own stays.
         after["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {}});
-        let back = patch(&after, &host_aliases(&before).unwrap(), None).unwrap().unwrap();
+        let back = patch(&after, &host_aliases(&before).unwrap(), None, false).unwrap().unwrap();
         assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
         assert_eq!(back["spec"].get("minReadySeconds"), None, "now it has");
+    }
+
+    #[test]
+    fn what_makes_rollouts_smooth_is_put_back_where_the_aliases_stand() {
+        let mut chart = deployment();
+        chart["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 1}});
+        let aliases = host_aliases(&chart).unwrap();
+        assert_eq!(patch(&chart, &aliases, None, false).unwrap(), None);
+        let patch_json = patch(&chart, &aliases, None, true).unwrap().unwrap();
+        assert_eq!(patch_json["spec"]["minReadySeconds"], 60, "old pods are told by their lack of a pause");
+        let mut smooth = chart.clone();
+        merge(&mut smooth, &patch_json);
+        assert_eq!((is_smooth(&chart), is_smooth(&smooth)), (false, true));
+        assert_eq!(patch(&smooth, &aliases, None, true).unwrap(), None);
+        // As `helm upgrade` leaves it: no pod is replaced for that.
+        smooth["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": "1"}});
+        let back = patch(&smooth, &aliases, None, true).unwrap().unwrap();
+        assert_eq!(back["spec"]["template"]["spec"], json!({"hostAliases": aliases.entries}));
+        assert_eq!(back["spec"].get("minReadySeconds"), None);
     }
 
     #[test]
     fn a_second_cluster_behind_one_name_restarts_nothing() {
         let mut deployment = deployment();
         let first = wanted(&deployment);
-        let patch_json = patch(&deployment, &first, None).unwrap().unwrap();
+        let patch_json = patch(&deployment, &first, None, false).unwrap().unwrap();
         merge(&mut deployment, &patch_json);
         let second = super::super::aliases::Wanted {
             host: "x.example".parse().unwrap(),
@@ -277,12 +303,12 @@ mod tests {
             region: "east".parse().unwrap(),
         };
         let both = first.with(&[second], &Default::default());
-        assert_eq!(patch(&deployment, &both, None).unwrap().unwrap().get("spec"), None);
+        assert_eq!(patch(&deployment, &both, None, false).unwrap().unwrap().get("spec"), None);
         // Unless what is open is to be cut.
-        let cut = patch(&deployment, &both, Some(Timestamp::UNIX_EPOCH)).unwrap().unwrap();
+        let cut = patch(&deployment, &both, Some(Timestamp::UNIX_EPOCH), false).unwrap().unwrap();
         assert_eq!(cut["spec"]["template"]["metadata"]["annotations"][CUT], "1970-01-01T00:00:00Z");
         assert_eq!(cut["spec"].get("minReadySeconds"), None, "there is nothing that a hand-over could tell old pods by");
-        assert_eq!(patch(&deployment, &first, Some(Timestamp::UNIX_EPOCH)).unwrap(), None, "nothing left, nothing to cut");
+        assert_eq!(patch(&deployment, &first, Some(Timestamp::UNIX_EPOCH), false).unwrap(), None, "nothing left, nothing to cut");
     }
 
     fn pod(name: &str, alias: &str, ready: bool) -> Pod {
@@ -314,6 +340,15 @@ mod tests {
         pods[3] = pod("d", "new", true);
         assert_eq!(handover(&deployment(60), &pods), Handover::Due(vec![&pods[0]]));
         assert_eq!(handover(&deployment(60), &pods[1..]), Handover::Due(vec![]));
+        // Where only the pause is new.
+        let mut pausing = deployment(60);
+        let container: Vec<k8s_openapi::api::core::v1::Container> =
+            serde_json::from_value(json!([{"name": "gateway", "lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}])).unwrap();
+        pausing.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers = container.clone();
+        let mut pods = vec![pod("a", "new", true), pod("b", "new", true), pod("c", "new", true)];
+        assert_eq!(handover(&pausing, &pods), Handover::Early);
+        pods[1..].iter_mut().for_each(|pod| pod.spec.as_mut().unwrap().containers = container.clone());
+        assert_eq!(handover(&pausing, &pods), Handover::Due(vec![&pods[0]]));
     }
 
     #[test]

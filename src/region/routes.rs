@@ -7,6 +7,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use super::{Region, call};
 use crate::error::Result;
 use crate::hub::gone_is_fine;
+use crate::model::drift::last_writer;
 use crate::model::names::{HUB, HubId, KIND, MANAGER, NAMESPACE};
 use crate::model::route::{KIND_ROUTE, Route};
 
@@ -23,6 +24,12 @@ impl Region {
                 .inspect_err(|why| tracing::warn!(route = %name, %why, "the route can't be read and is written anew"))
                 .ok()
         }))
+    }
+
+    /// Who last wrote the ConfigMap of a route, but for xregion, if it is there.
+    pub async fn route_writer(&self, name: &str) -> Result<Option<String>> {
+        let found = call(&self.name, &format!("read route {name}"), self.maps().get_opt(name)).await?;
+        Ok(last_writer(&found.and_then(|map| map.metadata.managed_fields).unwrap_or_default()))
     }
 
     /// The routes of one hub.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::{Lock, holder_name};
+use crate::model::drift::last_writer;
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 use crate::model::ports::{self, Ports};
 use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
@@ -100,11 +102,7 @@ impl Region {
                 return Ok(chosen);
             }
             let wanted = ports::with(&now, name, chosen);
-            let written = match &service {
-                None => self.create_service(called, &wanted).await?,
-                Some(service) => self.patch_ports(called, service, &wanted).await?,
-            };
-            match written {
+            match self.write_entries(called, service.as_ref(), &wanted).await? {
                 Write::Done => return Ok(chosen),
                 Write::Conflict => {}
                 Write::NodePortTaken if asked.is_some() => return Err(ports::node_port_taken(chosen.node)),
@@ -114,6 +112,42 @@ impl Region {
             }
         }
         Err(self.contended())
+    }
+
+    /// Puts a cluster's ports back, and nobody else's away; gives what they are now. Unchanged means no write.
+    pub async fn put_ports(&self, name: &str, wanted: Ports) -> Result<Ports> {
+        self.alone(async {
+            for _ in 0..ATTEMPTS {
+                let (called, service) = self.service().await?;
+                let now = entries(service.as_ref());
+                let ports = ports::restore(&now, name, wanted)?;
+                if ports::find(&now, name) == Some(ports) {
+                    return Ok(ports);
+                }
+                match self.write_entries(called, service.as_ref(), &ports::with(&now, name, ports)).await? {
+                    Write::Done => return Ok(ports),
+                    Write::Conflict => {}
+                    Write::NodePortTaken => return Err(ports::node_port_lost(ports.node)),
+                }
+            }
+            Err(self.contended())
+        })
+        .await
+    }
+
+    async fn write_entries(&self, called: &str, service: Option<&Value>, ports: &[Value]) -> Result<Write> {
+        match service {
+            None => self.create_service(called, ports).await,
+            Some(service) => self.patch_ports(called, service, ports).await,
+        }
+    }
+
+    /// Who last wrote the Service, but for xregion.
+    pub async fn service_writer(&self) -> Result<Option<String>> {
+        let service = self.service().await?.1;
+        let fields = service.map(|service| service["metadata"]["managedFields"].clone()).unwrap_or_default();
+        let fields: Vec<ManagedFieldsEntry> = serde_json::from_value(fields).unwrap_or_default();
+        Ok(last_writer(&fields))
     }
 
     /// Takes a cluster's ports away; the Service goes with its last one, which Kubernetes would not let go otherwise.
@@ -181,17 +215,13 @@ impl Region {
             "spec": {"type": "NodePort", "selector": {KIND: KIND_PROXY}, "ports": ports},
         }))
         .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
-        self.outcome(
-            "create",
-            called,
-            self.services().create(&PostParams { dry_run: self.dry_run, ..PostParams::default() }, &service).await.map(drop),
-        )
-        .await
+        let params = PostParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()) };
+        self.outcome("create", called, self.services().create(&params, &service).await.map(drop)).await
     }
 
     async fn patch_ports(&self, called: &str, service: &Value, ports: &[Value]) -> Result<Write> {
         let patch = json!({"metadata": {"resourceVersion": service["metadata"]["resourceVersion"]}, "spec": {"ports": ports}});
-        let params = PatchParams { dry_run: self.dry_run, ..PatchParams::default() };
+        let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let written = self.services().patch(called, &params, &Patch::Merge(&patch)).await;
         self.outcome("change", called, written.map(drop)).await
     }

@@ -1,6 +1,7 @@
 package cue_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"cuelang.org/go/cue/format"
 	"cuelang.org/go/cue/parser"
 	"cuelang.org/go/cue/token"
+	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 )
@@ -32,6 +34,8 @@ func TestTheAddonIsPinnedToTheHub(t *testing.T) {
 	for _, name := range []string{
 		"ServiceAccount/xregion", "Role/xregion", "RoleBinding/xregion", "Role/xregion-author", "ClusterRole/xregion", "ClusterRoleBinding/xregion", "ConfigMap/xregion-job",
 		"ValidatingAdmissionPolicy/xregion-regions", "ValidatingAdmissionPolicyBinding/xregion-regions",
+		"Deployment/xregion-controller", "ServiceAccount/xregion-controller", "Role/xregion-controller", "RoleBinding/xregion-controller",
+		"ClusterRole/xregion-controller", "ClusterRoleBinding/xregion-controller",
 	} {
 		if _, found := objects[name]; !found {
 			t.Errorf("no %s", name)
@@ -45,6 +49,8 @@ func TestAMisspeltParameterIsRefused(t *testing.T) {
 		{"imagePullPolicy": "Sometimes"},
 		{"resources": map[string]any{"limit": map[string]any{}}},
 		{"regions": "proxy-east"},
+		{"controller": map[string]any{"enable": false}},
+		{"controller": map[string]any{"resources": map[string]any{"limits": map[string]any{"mem": "1Gi"}}}},
 	} {
 		if _, _, err := renderAddon(t, parameters); err == nil {
 			t.Errorf("%v was accepted", parameters)
@@ -145,26 +151,113 @@ func rules(t *testing.T, parameters map[string]any, name string) []rbacv1.Policy
 	return role.Rules
 }
 
-func TestRegionsBoundWhereJoinsMayWrite(t *testing.T) {
-	writing := func(regions any) []string {
-		for _, rule := range rules(t, map[string]any{"regions": regions}, "ClusterRole/xregion") {
-			if rule.Resources[0] == "clustergateways/proxy" && rule.Verbs[0] == "create" {
-				return rule.ResourceNames
+func TestRegionsBoundWhereJoinsAndTheControllerMayWrite(t *testing.T) {
+	for _, name := range []string{"ClusterRole/xregion", "ClusterRole/xregion-controller"} {
+		writing := func(regions any) []string {
+			for _, rule := range rules(t, map[string]any{"regions": regions}, name) {
+				if rule.Resources[0] == "clustergateways/proxy" && rule.Verbs[0] == "create" {
+					return rule.ResourceNames
+				}
+			}
+			t.Fatal("no rule")
+			return nil
+		}
+		if got := writing([]string{"proxy-east", "proxy-west"}); !reflect.DeepEqual(got, []string{"proxy-east", "proxy-west"}) {
+			t.Errorf("%s: %v", name, got)
+		}
+		if got := writing([]string{}); got != nil {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func renderedController(t *testing.T, parameters map[string]any) appsv1.Deployment {
+	t.Helper()
+	_, objects, err := renderAddon(t, parameters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var deployment appsv1.Deployment
+	decoder := json.NewDecoder(bytes.NewReader(must(json.Marshal(objects["Deployment/xregion-controller"].Object))(t)))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&deployment); err != nil {
+		t.Fatal(err)
+	}
+	return deployment
+}
+
+func TestTheControllerIsRestrictedAndProbed(t *testing.T) {
+	deployment := renderedController(t, nil)
+	pod := deployment.Spec.Template.Spec
+	container := pod.Containers[0]
+	if *deployment.Spec.Replicas != 1 || !reflect.DeepEqual(deployment.Spec.Selector.MatchLabels, deployment.Spec.Template.Labels) {
+		t.Errorf("%+v", deployment.Spec)
+	}
+	// the proxies' and the Job's pods are selected by other labels
+	if deployment.Spec.Template.Labels["app.kubernetes.io/component"] != "controller" {
+		t.Errorf("%+v", deployment.Spec.Template.Labels)
+	}
+	if pod.ServiceAccountName != "xregion-controller" || !reflect.DeepEqual(container.Args, []string{"controller"}) {
+		t.Errorf("%+v", pod)
+	}
+	if !*pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" {
+		t.Errorf("%+v", pod.SecurityContext)
+	}
+	if *container.SecurityContext.AllowPrivilegeEscalation || !*container.SecurityContext.ReadOnlyRootFilesystem || container.SecurityContext.Capabilities.Drop[0] != "ALL" {
+		t.Errorf("%+v", container.SecurityContext)
+	}
+	if container.LivenessProbe.HTTPGet.Path != "/livez" || container.ReadinessProbe.HTTPGet.Path != "/readyz" || container.Ports[0].ContainerPort != 7081 {
+		t.Errorf("%+v", container)
+	}
+	if container.Resources.Requests.Cpu().String() != "20m" || container.Resources.Requests.Memory().String() != "32Mi" || container.Resources.Limits.Memory().String() != "128Mi" {
+		t.Errorf("%+v", container.Resources)
+	}
+}
+
+func TestParametersReachTheController(t *testing.T) {
+	deployment := renderedController(t, map[string]any{
+		"image": "mirror/x:1", "imagePullPolicy": "Always", "imagePullSecrets": []string{"pull"},
+		"controller": map[string]any{"replicas": 2, "resources": map[string]any{"limits": map[string]any{"memory": "1Gi"}}},
+	})
+	pod := deployment.Spec.Template.Spec
+	container := pod.Containers[0]
+	if container.Image != "mirror/x:1" || container.ImagePullPolicy != "Always" || pod.ImagePullSecrets[0].Name != "pull" {
+		t.Errorf("%+v", pod)
+	}
+	if *deployment.Spec.Replicas != 2 || container.Resources.Limits.Memory().String() != "1Gi" || container.Resources.Requests.Memory().String() != "32Mi" {
+		t.Errorf("%+v", deployment.Spec)
+	}
+}
+
+func TestTheControllerCanBeLeftOut(t *testing.T) {
+	app, objects, err := renderAddon(t, map[string]any{"controller": map[string]any{"enabled": false}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range objects {
+		if strings.Contains(name, "controller") {
+			t.Errorf("%s is there", name)
+		}
+	}
+	for _, component := range app.Spec.Components {
+		if component.Name == "xregion-controller" {
+			t.Errorf("an empty component")
+		}
+	}
+}
+
+func TestTheControllerMayDeleteNothingInRegions(t *testing.T) {
+	for _, rule := range rules(t, nil, "ClusterRole/xregion-controller") {
+		for _, verb := range rule.Verbs {
+			if verb == "delete" {
+				t.Errorf("%v", rule)
 			}
 		}
-		t.Fatal("no rule")
-		return nil
-	}
-	if got := writing([]string{"proxy-east", "proxy-west"}); !reflect.DeepEqual(got, []string{"proxy-east", "proxy-west"}) {
-		t.Errorf("%v", got)
-	}
-	if got := writing([]string{}); got != nil {
-		t.Errorf("%v", got)
 	}
 }
 
 func TestNoRuleHasAWildcard(t *testing.T) {
-	for _, name := range []string{"Role/xregion", "ClusterRole/xregion"} {
+	for _, name := range []string{"Role/xregion", "ClusterRole/xregion", "Role/xregion-controller", "ClusterRole/xregion-controller"} {
 		for _, rule := range rules(t, nil, name) {
 			for _, value := range append(append(append([]string{}, rule.Verbs...), rule.Resources...), rule.APIGroups...) {
 				if value == "*" {
@@ -210,7 +303,7 @@ func TestEveryRuleHasAReason(t *testing.T) {
 			return true
 		}, nil)
 	}
-	if count < 16 {
+	if count < 27 {
 		t.Errorf("only %d rules found", count)
 	}
 }
@@ -309,7 +402,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
+		"resources/controller.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
 		"views/xregion-routes.cue",
 	} {
 		want[name] = true

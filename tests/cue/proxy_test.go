@@ -192,7 +192,10 @@ func TestTheHubsUserMayWriteRoutes(t *testing.T) {
 	}
 	var binding rbacv1.RoleBinding
 	convert(t, objects["RoleBinding/xregion-hub"].Object, &binding)
-	want := []rbacv1.Subject{{APIGroup: "rbac.authorization.k8s.io", Kind: "User", Name: "system:serviceaccount:vela-system:xregion"}}
+	want := []rbacv1.Subject{}
+	for _, account := range []string{"xregion", "xregion-controller"} {
+		want = append(want, rbacv1.Subject{APIGroup: "rbac.authorization.k8s.io", Kind: "User", Name: "system:serviceaccount:vela-system:" + account})
+	}
 	if !reflect.DeepEqual(binding.Subjects, want) || binding.RoleRef.Name != "xregion-hub" {
 		t.Errorf("%+v", binding)
 	}

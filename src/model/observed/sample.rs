@@ -111,5 +111,6 @@ pub fn well() -> Observed {
         joined: direct.into_iter().chain(through).collect(),
         leftovers: BTreeSet::new(),
         joining: BTreeSet::new(),
+        controller: None,
     }
 }

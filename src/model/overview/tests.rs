@@ -211,3 +211,26 @@ fn a_move_that_lost_its_record_is_joined_again() {
     assert_eq!(what, "region proxy-west has a route of it to business-a.example:443, and the record of its join is missing");
     assert_eq!(fix, "join it again: xregion join business-a --region proxy-west --kubeconfig FILE");
 }
+
+#[test]
+fn what_the_controller_can_t_mend_is_told_while_it_runs() {
+    let problem = |about: &str| super::super::drift::Told {
+        about: about.into(),
+        what: "not mended any more".into(),
+        fix: "look for it".into(),
+        since: "2026-05-31T23:00:00Z".parse().unwrap(),
+    };
+    let mut observed = well();
+    let problems = ["hub", "region proxy-west", "cluster b"].map(problem).into();
+    observed.controller = Some(super::super::observed::SeenController { ready: true, problems });
+    let abouts = |asked: Option<&ClusterName>, observed: &Observed| {
+        let told = Overview::of(observed, asked).out_of_step;
+        told.into_iter().map(|entry| format!("{}: {}", entry.about, entry.what)).collect::<Vec<_>>()
+    };
+    let line = |about: &str| format!("{about}: controller: not mended any more (since 2026-05-31T23:00:00Z)");
+    assert_eq!(abouts(None, &observed), [line("hub"), line("region proxy-west"), line("cluster b")]);
+    assert_eq!(abouts(Some(&name("proxy-east")), &observed), [line("hub"), line("cluster b")]);
+    // What it said then says nothing of now.
+    observed.controller.as_mut().unwrap().ready = false;
+    assert_eq!(abouts(None, &observed), ["hub: controller: the addon's controller does not run: nothing is mended"]);
+}

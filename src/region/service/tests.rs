@@ -224,3 +224,35 @@ async fn a_service_made_by_hand_is_left_alone_and_another_stands_beside_it() {
     let (ports, _) = scenario(async |region| region.take_ports("a", None).await, answers).await;
     assert_eq!(ports.unwrap().node, 30001);
 }
+
+#[tokio::test]
+async fn ports_that_were_lost_or_bent_are_put_back_beside_those_of_others() {
+    let (lost, bent) = (Ports { listen: 8005, node: 30005 }, ports::entry("a", Ports { listen: 8009, node: 30009 }));
+    let (ports, sent) = scenario(
+        async |region| region.put_ports("a", lost).await,
+        vec![
+            (Method::GET, 200, service("1", &[foreign(), bent])),
+            (Method::PATCH, 409, refusal(409, "the object has been modified")),
+            (Method::GET, 200, service("2", &[foreign()])),
+            (Method::PATCH, 200, service("3", &[])),
+        ],
+    )
+    .await;
+    assert_eq!(ports.unwrap(), lost);
+    assert_eq!(sent[1].1["spec"]["ports"], json!([foreign(), ports::entry("a", lost)]));
+    assert_eq!(sent[3].1, json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), ports::entry("a", lost)]}}));
+}
+
+#[tokio::test]
+async fn a_node_port_that_another_has_by_now_is_told_and_left_to_it() {
+    let lost = Ports { listen: 8000, node: 30000 };
+    let (ports, sent) =
+        scenario(async |region| region.put_ports("a", lost).await, vec![(Method::GET, 200, service("1", &[foreign()]))]).await;
+    assert_eq!((ports.unwrap_err().kind, sent.len()), (Kind::NodePortTaken, 1));
+    let answers = vec![
+        (Method::GET, 200, service("1", &[])),
+        (Method::PATCH, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
+    ];
+    let (ports, _) = scenario(async |region| region.put_ports("a", lost).await, answers).await;
+    assert_eq!(ports.unwrap_err().kind, Kind::NodePortTaken);
+}

@@ -2,7 +2,7 @@
 
 use xregion_lab::site::{Dist, NAMESPACE};
 
-use super::fixture::{enabled, eventually, lab};
+use super::fixture::{UNMENDED, enabled, eventually, lab};
 
 fn is_enabled() -> anyhow::Result<()> {
     let status = lab().vela(&["addon", "status", "xregion"])?;
@@ -12,7 +12,7 @@ fn is_enabled() -> anyhow::Result<()> {
 
 #[test]
 fn a_enabled_by_name_from_a_registry_it_says_what_comes_next() {
-    let told = lab().enable("xregion", &[]).unwrap();
+    let told = lab().enable("xregion", &[UNMENDED]).unwrap();
     assert!(told.contains("enabled successfully"), "{told}");
     assert!(told.contains("xregion-proxy"), "the notes don't name the next step: {told}");
     eventually("the addon enabled", is_enabled);
@@ -55,7 +55,7 @@ fn d_disabled_it_leaves_nothing_and_is_enabled_again_from_a_directory() {
         Ok(())
     });
     let directory = Dist::find().unwrap().addon();
-    let told = lab().enable(directory.to_str().unwrap(), &[]).unwrap();
+    let told = lab().enable(directory.to_str().unwrap(), &[UNMENDED]).unwrap();
     assert!(told.contains("enabled successfully"), "{told}");
     eventually("the addon enabled", is_enabled);
 }

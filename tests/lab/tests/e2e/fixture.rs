@@ -23,10 +23,13 @@ pub fn lab() -> &'static Lab {
     })
 }
 
+/// How tests enable the addon: they break things on purpose, and the controller would mend them meanwhile.
+pub const UNMENDED: &str = "controller.enabled=false";
+
 /// The lab with the addon enabled.
 pub fn enabled() -> &'static Lab {
     static ENABLED: OnceLock<()> = OnceLock::new();
-    ENABLED.get_or_init(|| drop(lab().enable("xregion", &[]).unwrap()));
+    ENABLED.get_or_init(|| drop(lab().enable("xregion", &[UNMENDED]).unwrap()));
     lab()
 }
 

@@ -6,6 +6,7 @@
 
 mod addon;
 mod changes;
+mod controller;
 mod deaths;
 mod disturbed;
 mod fixture;

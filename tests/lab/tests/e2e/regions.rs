@@ -12,7 +12,7 @@ use xregion_lab::site::{self, Dist, NAMESPACE};
 use xregion_lab::{Lab, Region};
 
 use super::fixture::{
-    Duration, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, through_gateway,
+    Duration, UNMENDED, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, through_gateway,
 };
 use super::laptop::run;
 
@@ -167,7 +167,7 @@ fn two_hubs(lab: &Lab, dist: &Dist, hub: &str) {
         lab.kubectl(of, &["get", "--raw", raw])
     };
     lab.load_image(&dist.image(), &[hub]).unwrap();
-    lab.vela_at(hub, &["addon", "enable", dist.addon().to_str().unwrap(), "-y"]).unwrap();
+    lab.vela_at(hub, &["addon", "enable", dist.addon().to_str().unwrap(), "-y", UNMENDED]).unwrap();
     let (port, load) = (annotation("business-a", "node-port"), Load::start(lab, &["business-a"]).unwrap());
 
     // The region stands already, and the other hub has a cluster of this name in it.

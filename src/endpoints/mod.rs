@@ -1,6 +1,10 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/livez`, `/readyz` and `/metrics` of what runs for long: the agent, the controller.
+
+mod health;
 
 use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,20 +18,33 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::health::Health;
-use super::metrics::{self, Metrics};
+pub use self::health::Health;
 
 /// How long one client may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The media type of OpenMetrics' text.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// What is told.
-#[derive(Clone, Debug)]
-pub(super) struct Endpoints {
-    pub health: Health,
-    pub metrics: Metrics,
+#[derive(Clone)]
+pub struct Endpoints {
+    health: Health,
+    metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoints").field("health", &self.health).finish_non_exhaustive()
+    }
 }
 
 impl Endpoints {
+    /// Tells this health, and metrics as OpenMetrics' text.
+    pub fn new(health: Health, metrics: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self { health, metrics: Arc::new(metrics) }
+    }
+
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         let probed = |trouble: Option<&str>| match trouble {
             None => (StatusCode::OK, "ok\n".to_owned()),
@@ -37,19 +54,19 @@ impl Endpoints {
         let (status, text) = match path {
             "/livez" if reads => probed(self.health.hangs()),
             "/readyz" if reads => probed(self.health.not_ready()),
-            "/metrics" if reads => (StatusCode::OK, self.metrics.text()),
+            "/metrics" if reads => (StatusCode::OK, (self.metrics)()),
             _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n".to_owned()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;
-        let kind = if path == "/metrics" && reads { metrics::CONTENT_TYPE } else { "text/plain; charset=utf-8" };
+        let kind = if path == "/metrics" && reads { OPEN_METRICS } else { "text/plain; charset=utf-8" };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
     }
 }
 
 /// Listens; the future returned answers.
-pub(super) async fn serve(port: u16, endpoints: Endpoints) -> anyhow::Result<impl Future<Output = ()>> {
+pub async fn serve(port: u16, endpoints: Endpoints) -> anyhow::Result<impl Future<Output = ()>> {
     // Both families where there are two; a kernel without IPv6 has no `::`.
     let listener = match TcpListener::bind(("::", port)).await {
         Ok(listener) => listener,
@@ -83,7 +100,7 @@ mod tests {
     use super::*;
 
     fn endpoints() -> Endpoints {
-        Endpoints { health: Health::new(), metrics: Metrics::new() }
+        Endpoints::new(Health::new("not yet"), String::new)
     }
 
     #[test]

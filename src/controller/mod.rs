@@ -1,0 +1,432 @@
+//! The controller: it keeps the hub's gateway and its regions at what the hub has on record. Where several run, one leads, and the others
+//! wait. It keeps nothing that another one would need: whenever it dies, the next look begins anew.
+//!
+//! ```text
+//! Secrets, leftovers, progress ─┐
+//! the gateway's Deployment ─────┼─► drift ─► seen twice, not too often ─► region: port, route ─► gateway: one rollout
+//! regions, through the gateway ─┘                                   └──► Events, metrics, ConfigMap ─► xregion status
+//! ```
+
+mod metrics;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::time::Duration;
+
+use clap::Args;
+use futures::future::{join, join_all};
+use futures::try_join;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::time::{sleep, timeout};
+
+use self::metrics::Metrics;
+use crate::endpoints::{self, Endpoints, Health};
+use crate::error::{Failure, Kind, Result};
+use crate::hub::Hub;
+use crate::hub::clusters::JoinedCluster;
+use crate::hub::gateway::Gateway;
+use crate::hub::progress::Progress;
+use crate::lock::{Lock, holder_name};
+use crate::looking;
+use crate::model::checkup::Subject;
+use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide};
+use crate::model::mending::{Mending, Telling, Verdict, given_up};
+use crate::model::names::{CONTROLLER, ClusterName};
+use crate::model::observed::SeenRegion;
+use crate::region::Region;
+use crate::rolling::{self, Change};
+
+/// How long from one look to the next, or to asking again for the right to mend.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a look may take, and what it found to be mended; what is left then, the next one finds.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How often the loop tells that it turns while it waits for that.
+const TURN_EVERY: Duration = Duration::from_secs(10);
+/// How much an Event can say, in bytes.
+const LONGEST_NOTE: usize = 1000;
+
+/// Options of `xregion controller`.
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    /// The port of /livez, /readyz and /metrics
+    #[arg(long, value_name = "PORT", default_value_t = 7081)]
+    pub health_port: u16,
+}
+
+/// Runs the controller until `stop`.
+pub async fn run(args: ControllerArgs, hub: &Hub, stop: impl Future<Output = ()>) -> Result<()> {
+    let ControllerArgs { health_port } = args;
+    let (health, metrics) = (Health::new("the hub was not looked at yet, or can't be\n"), Metrics::new());
+    let numbers = metrics.clone();
+    let endpoints = Endpoints::new(health.clone(), move || numbers.text());
+    let listening = endpoints::serve(health_port, endpoints).await;
+    let listening =
+        listening.map_err(|error| Failure::new(Kind::Unexpected, format!("{error:#}"), "give another port with --health-port"))?;
+    tokio::spawn(listening);
+
+    let holder = holder_name()?;
+    let controller = Controller { hub, holder: &holder, health, metrics };
+    let mut stop = pin!(stop);
+    loop {
+        controller.health.turn();
+        match hub.lock_controller(&holder).await {
+            Ok(Some(lock)) => {
+                let stopped = controller.lead(&lock, stop.as_mut()).await;
+                controller.metrics.leads(false);
+                controller.metrics.problems(0);
+                if stopped {
+                    lock.release().await;
+                    return Ok(());
+                }
+            }
+            Ok(None) => controller.health.set_ready(true),
+            Err(failure) => controller.missed(&failure),
+        }
+        tokio::select! {
+            () = sleep(LOOK_EVERY) => {}
+            () = stop.as_mut() => return Ok(()),
+        }
+    }
+}
+
+struct Controller<'a> {
+    hub: &'a Hub,
+    holder: &'a str,
+    health: Health,
+    metrics: Metrics,
+}
+
+/// What a look has seen.
+struct Seen {
+    secrets: Vec<JoinedCluster>,
+    records: Records,
+    regions: Vec<SeenRegion>,
+    gateway: Result<(Gateway, Standing)>,
+}
+
+impl Controller<'_> {
+    /// Looks and mends while the right to it is held; says whether it was asked to end.
+    async fn lead(&self, lock: &Lock, stop: impl Future<Output = ()>) -> bool {
+        tracing::info!(holder = self.holder, "this is the controller that mends");
+        self.metrics.leads(true);
+        tokio::select! {
+            biased;
+            () = stop => true,
+            () = lock.lost() => {
+                tracing::warn!("the Lease is lost: another controller may mend now");
+                false
+            }
+            () = self.follow(lock) => false,
+        }
+    }
+
+    fn missed(&self, failure: &Failure) {
+        tracing::warn!(%failure, "the hub can't be looked at");
+        self.health.set_ready(false);
+    }
+
+    /// Looks and mends, for ever. It may be dropped at any time.
+    async fn follow(&self, lock: &Lock) {
+        let mut mending = Mending::default();
+        // What another one has told is not told again.
+        let told = self.hub.problems().await.inspect_err(|failure| self.missed(failure)).unwrap_or_default();
+        let mut telling = Telling::after(told);
+        let mut stale = false;
+        loop {
+            self.health.turn();
+            match self.patiently(self.look()).await {
+                Ok(seen) => {
+                    self.health.set_ready(true);
+                    self.metrics.looked(Timestamp::now());
+                    let troubles = self.round(lock, &seen, &mut mending).await;
+                    let news = telling.note(troubles, Timestamp::now());
+                    self.metrics.problems(telling.told().len());
+                    stale |= news.is_some();
+                    for Trouble { about, problem } in news.into_iter().flatten() {
+                        tracing::warn!(%about, fix = %problem.fix, "{}", problem.cause);
+                        self.publish(
+                            &seen,
+                            &about,
+                            EventType::Warning,
+                            "NotMended",
+                            &format!("{} ({})", problem.cause, problem.fix),
+                        )
+                        .await;
+                    }
+                    if stale && lock.held() {
+                        let written = self.hub.put_problems(telling.told()).await;
+                        stale = written.inspect_err(|failure| tracing::warn!(%failure, "problems are not told")).is_err();
+                    }
+                }
+                Err(failure) => self.missed(&failure),
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Looks at the hub's records, its gateway and its regions. No cluster is asked anything: there may be a thousand.
+    async fn look(&self) -> Result<Seen> {
+        let (secrets, records) = self.records().await?;
+        let regions: BTreeSet<ClusterName> = records.members.iter().map(|member| member.membership.region.clone()).collect();
+        let gateway = async {
+            let gateway = self.hub.gateway(None).await?;
+            let standing = gateway.standing().await?;
+            Ok((gateway, standing))
+        };
+        let regions = join_all(regions.into_iter().map(|name| looking::look_into(self.hub, name)));
+        let (gateway, regions) = join(gateway, regions).await;
+        Ok(Seen { secrets, records, regions, gateway })
+    }
+
+    async fn records(&self) -> Result<(Vec<JoinedCluster>, Records)> {
+        let progress = Progress::new(self.hub, None);
+        let (secrets, leftovers, others) = try_join!(self.hub.joined_clusters(), self.hub.leftovers(), progress.others())?;
+        let member = |cluster: &JoinedCluster| {
+            Some(Member {
+                // What has a name that a ClusterName is not is not xregion's.
+                name: cluster.name().parse().ok()?,
+                endpoint: cluster.endpoint().map(str::to_owned),
+                membership: cluster.membership()?,
+                since: cluster.since()?,
+            })
+        };
+        let members = secrets.iter().filter_map(member).collect();
+        let leaving = leftovers.into_iter().map(|leftover| leftover.cluster).collect();
+        Ok((secrets, Records { members, leaving, busy: others.busy }))
+    }
+
+    /// Mends what is due; gives what can't be mended.
+    async fn round(&self, lock: &Lock, seen: &Seen, mending: &mut Mending) -> Vec<Trouble> {
+        let gateway = seen.gateway.as_ref().map(|(_, standing)| standing);
+        let facts = Facts { hub: &self.hub.id, records: &seen.records, regions: &seen.regions, gateway: gateway.ok() };
+        let (repairs, mut troubles) = decide(&facts);
+        let verdicts = mending.judge(&repairs, Timestamp::now());
+        if let (Err(failure), false) = (gateway, seen.records.members.is_empty()) {
+            troubles.push(Trouble { about: Subject::Hub, problem: failure.into() });
+        }
+        for (repair, outcome) in self.mend(lock, seen, &repairs, &verdicts).await {
+            match outcome {
+                Ok(false) => {}
+                Ok(true) => {
+                    mending.mended(&repair.subject(), Timestamp::now());
+                    repair.parts().into_iter().for_each(|part| self.metrics.repaired(part));
+                    let told = format!("{repair}: put back as recorded");
+                    tracing::info!("{told}");
+                    self.publish(seen, &repair.subject(), EventType::Normal, "Mended", &told).await;
+                }
+                Err(failure) => mending.failed(&repair.subject(), (&failure).into()),
+            }
+        }
+        troubles.extend(mending.failures());
+        for (repair, _) in repairs.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Stop) {
+            let writer = self.last_writer(seen, repair).await;
+            troubles.push(given_up(repair, writer.as_deref()));
+        }
+        troubles
+    }
+
+    /// Mends what is due, the regions first: what their routes carry goes on while the gateway is rolled. Gives of each whether it was done,
+    /// or needed no more.
+    async fn mend<'r>(
+        &self,
+        lock: &Lock,
+        seen: &Seen,
+        repairs: &'r [Repair],
+        verdicts: &[Verdict],
+    ) -> Vec<(&'r Repair, Result<bool>)> {
+        let due: Vec<&Repair> = repairs.iter().zip(verdicts).filter(|(_, v)| **v == Verdict::Mend).map(|(r, _)| r).collect();
+        let mut ways: BTreeMap<&ClusterName, Vec<&Repair>> = BTreeMap::new();
+        for repair in &due {
+            if let Repair::Way { region, .. } = repair {
+                ways.entry(region).or_default().push(repair);
+            }
+        }
+        let mut done = Vec::new();
+        if !ways.is_empty() {
+            let mended = self.patiently(async {
+                // Who has begun to leave or to join again since the look, is left to that run.
+                let now = self.records().await?.1;
+                let same = |name: &ClusterName| {
+                    let of = |records: &Records| records.members.iter().find(|member| member.name == *name).cloned();
+                    of(&now) == of(&seen.records) && !now.leaving.contains(name) && !now.busy.contains(name)
+                };
+                let regions = ways.iter().map(|(region, ways)| self.mend_region(lock, region, ways, &same));
+                Ok(join_all(regions).await.into_iter().flatten().collect::<Vec<_>>())
+            });
+            match mended.await {
+                Ok(mended) => done.extend(mended),
+                Err(failure) => tracing::warn!(%failure, "regions are mended after the next look"),
+            }
+        }
+        if let (Some(change), Ok((gateway, _)), true) = (change(repairs, verdicts), &seen.gateway, lock.held()) {
+            let progress = Progress::new(self.hub, None);
+            let rolled = self.patiently(rolling::roll(self.hub, gateway, &progress, change)).await;
+            let of_gateway = due.into_iter().filter(|repair| !matches!(repair, Repair::Way { .. }));
+            done.extend(of_gateway.map(|repair| {
+                let outcome = rolled.as_ref().map(|rolled| *rolled);
+                (repair, outcome.map_err(|failure| Failure::new(failure.kind, failure.cause(), failure.hint())))
+            }));
+        }
+        done
+    }
+
+    async fn mend_region<'r>(
+        &self,
+        lock: &Lock,
+        name: &ClusterName,
+        ways: &[&'r Repair],
+        same: impl Fn(&ClusterName) -> bool,
+    ) -> Vec<(&'r Repair, Result<bool>)> {
+        let region = match Region::enter(self.hub, name).await {
+            Ok(region) => region,
+            Err(failure) => {
+                tracing::warn!(%failure, "the region is mended after the next look");
+                return vec![];
+            }
+        };
+        let mut done = Vec::new();
+        for &repair in ways {
+            let Repair::Way { route, .. } = repair else { continue };
+            if !lock.held() || !same(&route.cluster) {
+                continue;
+            }
+            done.push((repair, mend_way(&region, repair).await));
+        }
+        done
+    }
+
+    /// Waits for what may take a while, and tells meanwhile that the loop turns.
+    async fn patiently<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = pin!(timeout(PATIENCE, work));
+        loop {
+            self.health.turn();
+            if let Ok(done) = timeout(TURN_EVERY, work.as_mut()).await {
+                return done.unwrap_or_else(|_| {
+                    Err(Failure::new(
+                        Kind::Timeout,
+                        format!("the hub and its regions took longer than {} s", PATIENCE.as_secs()),
+                        "see what xregion status says of them",
+                    ))
+                });
+            }
+        }
+    }
+
+    /// The field manager that last wrote what a repair is about.
+    async fn last_writer(&self, seen: &Seen, repair: &Repair) -> Option<String> {
+        match repair {
+            Repair::Gateway { .. } | Repair::Addresses { .. } => seen.gateway.as_ref().ok()?.1.last_writer.clone(),
+            Repair::Way { region, route, lost, .. } => {
+                let region = Region::enter(self.hub, region).await.ok()?;
+                if lost.route { region.route_writer(&route.name()).await } else { region.service_writer().await }.ok()?
+            }
+        }
+    }
+
+    /// Publishes an Event on the gateway's Deployment or on the Secret of a cluster, a region's being its proxy cluster's.
+    async fn publish(&self, seen: &Seen, about: &Subject, kind: EventType, reason: &str, note: &str) {
+        let reference: Option<ObjectReference> = match about {
+            Subject::Hub => match &seen.gateway {
+                Ok((gateway, _)) => gateway.reference().await.ok(),
+                Err(_) => None,
+            },
+            Subject::Region(name) | Subject::Cluster(name) => {
+                seen.secrets.iter().find(|cluster| cluster.name() == name.as_str()).map(JoinedCluster::reference)
+            }
+        };
+        let Some(reference) = reference else { return };
+        let event = Event {
+            type_: kind,
+            reason: reason.to_owned(),
+            note: Some(shortened(note)),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(self.holder.to_owned()) };
+        // A recorder of its own each time: one that is kept takes what has the same reason for the same, whatever it says.
+        let recorder = Recorder::new(self.hub.client(), reporter);
+        if let Ok(Err(error)) = timeout(LOOK_EVERY, recorder.publish(&event, &reference)).await {
+            tracing::warn!(%error, "an Event was not published");
+        }
+    }
+}
+
+/// Writes of a cluster's way what it lacks: the port first, which says what the route listens on.
+async fn mend_way(region: &Region, repair: &Repair) -> Result<bool> {
+    let Repair::Way { route, ports, lost, .. } = repair else { return Ok(false) };
+    let mut route = (**route).clone();
+    if lost.port {
+        route.listen = region.put_ports(&route.port_name(), *ports).await?.listen;
+    }
+    if lost.route || route.listen != ports.listen {
+        region.put_route(&route).await?;
+    }
+    Ok(true)
+}
+
+/// The one change of the gateway that mends all of it that is due; of regions whose addresses are not due, it leaves the names alone.
+fn change(repairs: &[Repair], verdicts: &[Verdict]) -> Option<Change> {
+    let mut change = Change { adopt: true, mends: true, ..Change::default() };
+    let (mut any, mut waiting) = (false, BTreeSet::new());
+    for (repair, verdict) in repairs.iter().zip(verdicts) {
+        let Repair::Addresses { region, addresses } = repair else { continue };
+        if *verdict == Verdict::Mend {
+            change.addresses.insert(region.to_string(), addresses.clone());
+            any = true;
+        } else {
+            waiting.insert(region.to_string());
+        }
+    }
+    for (repair, verdict) in repairs.iter().zip(verdicts) {
+        let (Repair::Gateway { wanted, addresses }, Verdict::Mend) = (repair, verdict) else { continue };
+        change.wanted.extend(wanted.iter().filter(|one| !waiting.contains(one.region.as_str())).cloned());
+        change.addresses.extend(addresses.clone().into_iter().filter(|(region, _)| !waiting.contains(region)));
+        any = true;
+    }
+    any.then_some(change)
+}
+
+/// No more than an Event can say.
+fn shortened(note: &str) -> String {
+    let end = (0..=LONGEST_NOTE.min(note.len())).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
+    note[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::aliases::Wanted;
+
+    fn wanted(host: &str, region: &str) -> Wanted {
+        Wanted { host: host.parse().unwrap(), cluster: "x".parse().unwrap(), region: region.parse().unwrap() }
+    }
+
+    #[test]
+    fn all_that_is_due_of_the_gateway_is_one_change() {
+        let at = |n: u8| BTreeSet::from([[10, 0, 0, n].into()]);
+        let names = vec![wanted("a.example", "east"), wanted("b.example", "west")];
+        let addresses = BTreeMap::from([("east".to_owned(), at(1)), ("west".to_owned(), at(2))]);
+        let repairs = [
+            Repair::Addresses { region: "west".parse().unwrap(), addresses: at(2) },
+            Repair::Gateway { wanted: names.clone(), addresses: addresses.clone() },
+        ];
+        let of = |verdicts: [Verdict; 2]| change(&repairs, &verdicts).map(|change| (change.wanted, change.addresses));
+        assert_eq!(of([Verdict::Mend, Verdict::Mend]), Some((names.clone(), addresses.clone())));
+        let west = BTreeMap::from([("west".to_owned(), at(2))]);
+        assert_eq!(of([Verdict::Mend, Verdict::Wait]), Some((vec![], west)));
+        let east = BTreeMap::from([("east".to_owned(), at(1))]);
+        assert_eq!(of([Verdict::Stop, Verdict::Mend]), Some((names[..1].to_vec(), east)));
+        assert_eq!(of([Verdict::Stop, Verdict::Wait]), None);
+        let change = change(&repairs, &[Verdict::Mend, Verdict::Mend]).unwrap();
+        assert!(change.leaving.is_empty() && change.dropped.is_empty(), "nothing is ever taken off");
+    }
+
+    #[test]
+    fn what_is_too_long_for_an_event_is_cut() {
+        assert_eq!(shortened("ä"), "ä");
+        let long = "ä".repeat(600);
+        assert_eq!(shortened(&long).len(), LONGEST_NOTE);
+    }
+}

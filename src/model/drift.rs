@@ -1,0 +1,308 @@
+//! What is not as recorded, on the hub's gateway and in its regions, and what puts it back. Nothing is ever taken away, and nothing touched
+//! of a cluster of which the records leave a doubt.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use serde::{Deserialize, Serialize};
+
+use super::aliases::{HostAliases, Wanted};
+use super::checkup::{Problem, Subject, join_again};
+use super::membership::Membership;
+use super::names::{ClusterName, HubId, MANAGER};
+use super::nodes::aliased_addresses;
+use super::observed::{Inside, SeenRegion};
+use super::ports::{Ports, free_listen, paired};
+use super::route::Route;
+
+/// A cluster that was joined through a region, by the hub's records.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Member {
+    /// Its name.
+    pub name: ClusterName,
+    /// Where KubeVela connects to.
+    pub endpoint: Option<String>,
+    /// How it was joined.
+    pub membership: Membership,
+    /// When it was joined for the first time under its name.
+    pub since: Timestamp,
+}
+
+/// What the hub has on record.
+#[derive(Clone, Debug, Default)]
+pub struct Records {
+    /// The clusters joined through regions.
+    pub members: Vec<Member>,
+    /// Those that leave, or moved and have something left behind.
+    pub leaving: BTreeSet<ClusterName>,
+    /// Those that a run is busy with.
+    pub busy: BTreeSet<ClusterName>,
+}
+
+/// The gateway's Deployment.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Its host aliases.
+    pub aliases: HostAliases,
+    /// Whether its pods take over from each other without a failed request.
+    pub smooth: bool,
+    /// The field manager that last wrote it, but for xregion.
+    pub last_writer: Option<String>,
+}
+
+/// All that is looked at.
+pub struct Facts<'a> {
+    /// Which hub it is.
+    pub hub: &'a HubId,
+    /// What it has on record.
+    pub records: &'a Records,
+    /// The regions of the clusters on record.
+    pub regions: &'a [SeenRegion],
+    /// Its gateway, if it can be read.
+    pub gateway: Option<&'a Standing>,
+}
+
+/// What puts something back.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Repair {
+    /// The gateway gets what it lacks: names, their record, what makes its rollouts smooth.
+    Gateway {
+        /// Every name on record whose region can be read.
+        wanted: Vec<Wanted>,
+        /// Where the names of those regions lead.
+        addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    },
+    /// The names of a region lead to the nodes that it has now.
+    Addresses {
+        /// The region.
+        region: ClusterName,
+        /// Its nodes' addresses.
+        addresses: BTreeSet<IpAddr>,
+    },
+    /// A cluster's way through its region.
+    Way {
+        /// The region.
+        region: ClusterName,
+        /// The route as it should be.
+        route: Box<Route>,
+        /// Its ports as they should be.
+        ports: Ports,
+        /// What of it is not so.
+        lost: Lost,
+    },
+}
+
+/// What of a way is lost or bent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lost {
+    /// The route.
+    pub route: bool,
+    /// The port on the Service.
+    pub port: bool,
+}
+
+/// Something that the controller does not put back, and why.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trouble {
+    /// What it is about.
+    pub about: Subject,
+    /// What is wrong, and what mends it.
+    pub problem: Problem,
+}
+
+/// A trouble as it is told to others.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Told {
+    /// `hub`, `region NAME` or `cluster NAME`.
+    pub about: String,
+    /// What is wrong.
+    pub what: String,
+    /// What mends it.
+    pub fix: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Repair {
+    /// What it is counted under.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Gateway { .. } => Subject::Hub,
+            Self::Addresses { region, .. } => Subject::Region(region.clone()),
+            Self::Way { route, .. } => Subject::Cluster(route.cluster.clone()),
+        }
+    }
+
+    /// The parts of it, as its metric names them.
+    pub fn parts(&self) -> Vec<&'static str> {
+        match self {
+            Self::Gateway { .. } => vec!["gateway"],
+            Self::Addresses { .. } => vec!["addresses"],
+            Self::Way { lost, .. } => lost.route.then_some("route").into_iter().chain(lost.port.then_some("port")).collect(),
+        }
+    }
+}
+
+/// What was not as recorded.
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway { .. } => f.write_str("the gateway's host aliases, their record or its rollout settings"),
+            Self::Addresses { region, .. } => write!(f, "the addresses that host aliases of region {region} lead to"),
+            Self::Way { region, route, .. } => {
+                let parts = self.parts();
+                let parts: Vec<String> = parts.iter().map(|part| format!("the {part}")).collect();
+                write!(f, "{} of {} in region {region}", parts.join(" and "), route.cluster)
+            }
+        }
+    }
+}
+
+/// What is to be put back, and what is not.
+pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
+    let (mut repairs, mut troubles) = (Vec::new(), Vec::new());
+    let Records { members, leaving, busy } = facts.records;
+    let settled = members.iter().filter(|member| !leaving.contains(&member.name) && !busy.contains(&member.name));
+    // A run that died between `vela cluster join` and the record leaves them apart, and then nobody knows which is right.
+    let (proven, doubtful): (Vec<_>, Vec<_>) =
+        settled.partition(|member| member.endpoint.as_deref() == Some(&member.membership.endpoint()));
+    troubles.extend(doubtful.into_iter().map(doubt));
+    let mut readable = Vec::new();
+    for seen in facts.regions {
+        let mine: Vec<&Member> = proven.iter().copied().filter(|member| member.membership.region == seen.name).collect();
+        match &seen.inside {
+            _ if mine.is_empty() => {}
+            Ok(inside) => {
+                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                readable.push((&seen.name, inside, mine));
+            }
+            Err(failure) => troubles.push(Trouble {
+                about: Subject::Region(seen.name.clone()),
+                // Why, `xregion status` sees for itself; words that change from look to look would be news each time.
+                problem: Problem::new(
+                    "it can't be read: its host aliases stay as they are, and nothing is mended there",
+                    failure.hint(),
+                ),
+            }),
+        }
+    }
+    if let Some(standing) = facts.gateway {
+        gateway(standing, &readable, &mut repairs, &mut troubles);
+    }
+    (repairs, troubles)
+}
+
+fn doubt(member: &Member) -> Trouble {
+    let (endpoint, recorded) = (member.endpoint.as_deref().unwrap_or("missing"), member.membership.endpoint());
+    Trouble {
+        about: Subject::Cluster(member.name.clone()),
+        problem: Problem::new(
+            format!("its endpoint is {endpoint}, and {recorded} is on record: nothing of it is mended"),
+            join_again(&member.name, &member.membership.region),
+        ),
+    }
+}
+
+/// What a cluster's way through its region lacks.
+fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
+    let Membership { region, upstream, upstream_port, alias, node_port, .. } = &member.membership;
+    let (slot, laid) = inside.slot(hub, &member.name, &member.membership, *node_port);
+    let laid = &laid[slot as usize];
+    let mut route = Route {
+        slot,
+        hub: hub.clone(),
+        cluster: member.name.clone(),
+        host: upstream.clone(),
+        port: *upstream_port,
+        listen: 0,
+        alias: Some(alias.clone()),
+        // It was proven, or it would not be joined; of when, a lost one tells no more than that.
+        proven_at: laid.route.as_ref().and_then(|route| route.proven_at).or(Some(member.since)),
+        uid: laid.route.as_ref().map(|route| route.uid.clone()).unwrap_or_default(),
+    };
+    let name = route.port_name();
+    let taken = |listen: u16| {
+        inside.ports.iter().any(|(other, ports)| *other != name && ports.listen == listen)
+            || inside.routes.iter().any(|other| other.port_name() != name && other.listen == listen)
+    };
+    let halves = [laid.ports.map(|ports| ports.listen), laid.route.as_ref().map(|route| route.listen)];
+    route.listen = match halves {
+        [Some(one), Some(other)] if one == other => one,
+        // One of them was bent, or only one is there: whichever is nobody else's.
+        _ => halves
+            .into_iter()
+            .flatten()
+            .find(|listen| !taken(*listen))
+            .unwrap_or_else(|| free_listen(paired(*node_port, inside.settings.node_ports), taken)),
+    };
+    let ports = Ports { listen: route.listen, node: *node_port };
+    let lost = Lost { route: laid.route.as_ref() != Some(&route), port: laid.ports != Some(ports) };
+    (lost.route || lost.port).then(|| Repair::Way { region: region.clone(), route: Box::new(route), ports, lost })
+}
+
+/// What the gateway lacks of the regions that can be read.
+fn gateway(
+    standing: &Standing,
+    readable: &[(&ClusterName, &Inside, Vec<&Member>)],
+    repairs: &mut Vec<Repair>,
+    troubles: &mut Vec<Trouble>,
+) {
+    let aliases = &standing.aliases;
+    let (mut wanted, mut addresses, mut moved) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    for (region, inside, mine) in readable {
+        let now = aliases.addresses(region);
+        // Also where the record was lost.
+        let already = mine.iter().flat_map(|member| aliases.leads_to(&member.membership.alias)).chain(now.clone()).collect();
+        let nodes = aliased_addresses(&inside.nodes, &already);
+        if nodes.is_empty() {
+            troubles.push(Trouble {
+                about: Subject::Region((*region).clone()),
+                problem: Problem::new(
+                    "none of its nodes is ready; its host aliases stay as they are",
+                    format!("kubectl get nodes -o wide, in cluster {region}; or change nodes at its xregion-proxy"),
+                ),
+            });
+            continue;
+        }
+        if !now.is_empty() && now != nodes {
+            repairs.push(Repair::Addresses { region: (*region).clone(), addresses: nodes.clone() });
+            moved.insert(region.to_string(), nodes.clone());
+        }
+        addresses.insert(region.to_string(), nodes);
+        wanted.extend(mine.iter().map(|member| Wanted {
+            host: member.membership.alias.clone(),
+            cluster: member.name.clone(),
+            region: (*region).clone(),
+        }));
+    }
+    let settled = aliases.with(&[], &moved);
+    let (after, refused) = settled.with_admitted(&wanted, &addresses, true);
+    troubles.extend(refused.iter().map(|(one, failure)| Trouble {
+        about: Subject::Cluster(one.cluster.clone()),
+        problem: Problem::new(format!("host alias: {}", failure.cause()), failure.hint()),
+    }));
+    let lacks = after.with(&[], &addresses) != settled;
+    // Where no cluster is joined through a region, the gateway is none of ours.
+    if lacks || (!standing.smooth && !wanted.is_empty()) {
+        repairs.push(Repair::Gateway { wanted, addresses });
+    }
+}
+
+/// Field managers that are not asked about: xregion, as it names itself and as it did not in earlier versions, and Kubernetes, which notes
+/// revisions on Deployments.
+const OWN: [&str; 4] = [MANAGER, "", "unknown", "kube-controller-manager"];
+
+/// The field manager that last wrote an object, but for its status and for those who are not asked about.
+pub fn last_writer(fields: &[ManagedFieldsEntry]) -> Option<String> {
+    let theirs = fields.iter().filter(|entry| {
+        let text = |field: &Option<String>| field.as_deref().unwrap_or_default().to_owned();
+        text(&entry.subresource).is_empty() && !OWN.contains(&text(&entry.manager).as_str())
+    });
+    theirs.max_by_key(|entry| entry.time.as_ref().map(|time| time.0)).and_then(|entry| entry.manager.clone())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! When drift is put back, when no more, and what is told of it: the controller's memory from look to look.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::checkup::{Problem, Subject};
+use super::drift::{Repair, Told, Trouble};
+
+/// How often the same thing is put back within [`SPAN`].
+const TIMES: usize = 3;
+/// Within what; and how long it must have been in step to be put back again.
+const SPAN: SignedDuration = SignedDuration::from_mins(10);
+
+/// What becomes of drift.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It was seen for the first time: a run may be in the middle.
+    Wait,
+    /// It is put back.
+    Mend,
+    /// It was put back too often.
+    Stop,
+}
+
+/// What is remembered of repairs.
+#[derive(Default)]
+pub struct Mending {
+    last: Vec<Repair>,
+    past: BTreeMap<Subject, Past>,
+}
+
+struct Past {
+    repairs: Vec<Timestamp>,
+    /// When it was last out of step.
+    out: Timestamp,
+    stopped: bool,
+    failed: Option<Problem>,
+}
+
+impl Mending {
+    /// What becomes of what was found in a look.
+    pub fn judge(&mut self, found: &[Repair], now: Timestamp) -> Vec<Verdict> {
+        let judged = found.iter().map(|repair| {
+            let fresh = Past { repairs: Vec::new(), out: now, stopped: false, failed: None };
+            let past = self.past.entry(repair.subject()).or_insert(fresh);
+            past.out = now;
+            past.stopped |= past.repairs.iter().filter(|at| now.duration_since(**at) < SPAN).count() >= TIMES;
+            match past.stopped {
+                true => Verdict::Stop,
+                false if self.last.contains(repair) => Verdict::Mend,
+                false => Verdict::Wait,
+            }
+        });
+        let judged = judged.collect();
+        let subjects: Vec<Subject> = found.iter().map(Repair::subject).collect();
+        self.past.retain(|subject, past| {
+            if !subjects.contains(subject) {
+                past.failed = None;
+            }
+            now.duration_since(past.out) < SPAN
+        });
+        self.last = found.to_vec();
+        judged
+    }
+
+    /// Something was put back.
+    pub fn mended(&mut self, subject: &Subject, now: Timestamp) {
+        if let Some(past) = self.past.get_mut(subject) {
+            past.repairs.push(now);
+            past.failed = None;
+        }
+        // What is seen next is another drift, and has to be seen twice again.
+        self.last.retain(|repair| repair.subject() != *subject);
+    }
+
+    /// Something could not be put back.
+    pub fn failed(&mut self, subject: &Subject, problem: Problem) {
+        if let Some(past) = self.past.get_mut(subject) {
+            past.failed = Some(problem);
+        }
+    }
+
+    /// What can't be put back for now.
+    pub fn failures(&self) -> Vec<Trouble> {
+        let of = |(about, past): (&Subject, &Past)| Some(Trouble { about: about.clone(), problem: past.failed.clone()? });
+        self.past.iter().filter_map(of).collect()
+    }
+}
+
+/// That something is not put back any more.
+pub fn given_up(repair: &Repair, writer: Option<&str>) -> Trouble {
+    let (who, fix) = match (repair, writer) {
+        (Repair::Addresses { region, .. }, _) => (
+            "its nodes came and went".to_owned(),
+            format!("choose steady nodes by nodes.selector at the xregion-proxy of region {region}, then restart the controller"),
+        ),
+        (_, Some(writer)) => (
+            format!("field manager {writer} last wrote it"),
+            format!("keep {writer} from writing it, or have it write what is on record: docs/controller.md says how"),
+        ),
+        (_, None) => (
+            "who did it left no trace, as whoever deletes does".to_owned(),
+            "find them in the API server's audit log, and keep them from it".to_owned(),
+        ),
+    };
+    let minutes = SPAN.as_mins();
+    let cause =
+        format!("not mended any more: {repair} had to be put back {TIMES} times within {minutes} minutes, and differ again; {who}");
+    Trouble { about: repair.subject(), problem: Problem::new(cause, fix) }
+}
+
+/// What is told of troubles.
+#[derive(Default)]
+pub struct Telling {
+    last: Vec<Trouble>,
+    told: Vec<Told>,
+}
+
+impl Telling {
+    /// Goes on from what was told before.
+    pub fn after(told: Vec<Told>) -> Self {
+        Self { last: Vec::new(), told }
+    }
+
+    /// What is told now.
+    pub fn told(&self) -> &[Told] {
+        &self.told
+    }
+
+    /// Takes what is troublesome in a look. What is so for the second time is told; gives what is new of that, or none where nothing has
+    /// changed.
+    pub fn note(&mut self, troubles: Vec<Trouble>, now: Timestamp) -> Option<Vec<Trouble>> {
+        let lasting = troubles.iter().filter(|trouble| self.last.contains(trouble) || self.known(trouble).is_some());
+        let (mut told, mut fresh) = (Vec::new(), Vec::new());
+        for trouble in lasting {
+            let since = self.known(trouble).map(|known| known.since);
+            if since.is_none() {
+                fresh.push(trouble.clone());
+            }
+            let Problem { cause, fix } = trouble.problem.clone();
+            told.push(Told { about: trouble.about.to_string(), what: cause, fix, since: since.unwrap_or(now) });
+        }
+        let changed = told != self.told;
+        self.told = told;
+        self.last = troubles;
+        changed.then_some(fresh)
+    }
+
+    fn known(&self, trouble: &Trouble) -> Option<&Told> {
+        self.told.iter().find(|told| told.about == trouble.about.to_string() && told.what == trouble.problem.cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateway() -> Repair {
+        Repair::Gateway { wanted: vec![], addresses: BTreeMap::new() }
+    }
+
+    fn east() -> Repair {
+        Repair::Addresses { region: "east".parse().unwrap(), addresses: [[10, 0, 0, 1].into()].into() }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds)
+    }
+
+    #[test]
+    fn drift_is_put_back_when_it_is_seen_twice_in_a_row() {
+        let mut mending = Mending::default();
+        assert_eq!(mending.judge(&[gateway()], at(0)), [Verdict::Wait]);
+        assert_eq!(mending.judge(&[], at(5)), []);
+        assert_eq!(mending.judge(&[gateway()], at(10)), [Verdict::Wait]);
+        assert_eq!(mending.judge(&[gateway(), east()], at(15)), [Verdict::Mend, Verdict::Wait]);
+        mending.mended(&Subject::Hub, at(16));
+        assert_eq!(mending.judge(&[gateway(), east()], at(20)), [Verdict::Wait, Verdict::Mend]);
+    }
+
+    /// Drifts, and is put back if that is the verdict.
+    fn revert(mending: &mut Mending, seconds: i64) -> Verdict {
+        mending.judge(&[gateway()], at(seconds));
+        let verdict = mending.judge(&[gateway()], at(seconds + 5))[0];
+        if verdict == Verdict::Mend {
+            mending.mended(&Subject::Hub, at(seconds + 5));
+            mending.judge(&[], at(seconds + 10));
+        }
+        verdict
+    }
+
+    #[test]
+    fn the_fourth_time_within_ten_minutes_it_stays_until_it_has_been_in_step_for_ten() {
+        let mut mending = Mending::default();
+        for seconds in [0, 60, 120] {
+            assert_eq!(revert(&mut mending, seconds), Verdict::Mend);
+        }
+        assert_eq!(revert(&mut mending, 180), Verdict::Stop);
+        assert_eq!(revert(&mut mending, 900), Verdict::Stop, "it was never in step");
+        mending.judge(&[], at(1000));
+        assert_eq!(revert(&mut mending, 1100), Verdict::Stop, "only for a while");
+        mending.judge(&[], at(1110));
+        mending.judge(&[], at(1720));
+        assert_eq!(revert(&mut mending, 1730), Verdict::Mend);
+        // Rare ones never stop it, and what happens to another neither.
+        let mut mending = Mending::default();
+        for seconds in (0..10).map(|n| n * 400) {
+            assert_eq!(revert(&mut mending, seconds), Verdict::Mend);
+        }
+        mending.judge(&[east()], at(4000));
+        assert_eq!(mending.judge(&[east()], at(4005)), [Verdict::Mend]);
+    }
+
+    #[test]
+    fn a_failure_is_remembered_while_it_lasts() {
+        let mut mending = Mending::default();
+        mending.judge(&[gateway()], at(0));
+        mending.failed(&Subject::Hub, Problem::new("no", "why"));
+        assert_eq!(mending.failures()[0].problem.cause, "no");
+        mending.judge(&[], at(5));
+        assert_eq!(mending.failures(), []);
+    }
+
+    #[test]
+    fn who_reverts_it_is_named() {
+        let told = given_up(&gateway(), Some("helm")).problem;
+        assert!(
+            told.cause.contains("3 times within 10 minutes") && told.cause.ends_with("field manager helm last wrote it"),
+            "{told:?}"
+        );
+        assert!(told.fix.starts_with("keep helm from writing it"), "{told:?}");
+        assert!(given_up(&gateway(), None).problem.fix.contains("audit log"));
+        assert!(given_up(&east(), Some("helm")).problem.fix.contains("nodes.selector"));
+    }
+
+    #[test]
+    fn a_trouble_that_lasts_is_told_once() {
+        let trouble = |cause: &str| Trouble { about: Subject::Hub, problem: Problem::new(cause, "fix") };
+        let mut telling = Telling::default();
+        assert_eq!(telling.note(vec![trouble("a")], at(0)), None, "it may pass");
+        assert_eq!(telling.note(vec![trouble("a")], at(5)), Some(vec![trouble("a")]));
+        assert_eq!(telling.note(vec![trouble("a"), trouble("b")], at(10)), None);
+        assert_eq!(telling.note(vec![trouble("a"), trouble("b")], at(15)), Some(vec![trouble("b")]));
+        assert_eq!(telling.told().iter().map(|told| told.since).collect::<Vec<_>>(), [at(5), at(15)]);
+        // Whoever goes on tells it no second time.
+        let mut telling = Telling::after(telling.told().to_vec());
+        assert_eq!(telling.note(vec![trouble("a"), trouble("b")], at(100)), None);
+        assert_eq!(telling.note(vec![], at(105)), Some(vec![]));
+    }
+}
