@@ -58,8 +58,8 @@ fn get(cluster: &str, what: &[&str]) -> anyhow::Result<Value> {
 
 /// The way of a cluster through region east: what its route says but for when it was proven, and its port.
 fn way(cluster: &str) -> anyhow::Result<(Value, Value)> {
-    let mut route =
-        get("proxy-east", &["configmaps", "-l", &format!("xregion.oam.dev/cluster={cluster}")])?["items"][0]["data"].take();
+    let routes = get("proxy-east", &["configmaps", "-l", &format!("xregion.oam.dev/cluster={cluster}")])?;
+    let mut route = routes["items"][0]["data"].clone();
     anyhow::ensure!(route["provenAt"].is_string(), "{route}");
     route["provenAt"] = Value::Null;
     let service = get("proxy-east", &["service", "cross-region-nginx-proxy-svc"])?;
@@ -159,10 +159,14 @@ fn a_way_and_gateway_come_back_in_one_rollout_without_a_failed_request() {
         start.elapsed().as_secs_f64()
     );
     assert!(took < MENDED, "{took:?}");
+    eventually("the old gateway gone", || {
+        let output = run(&["status", "-o", "json"]);
+        let overview: Value = serde_json::from_str(&output.stdout)?;
+        anyhow::ensure!(overview["hub"]["rolled"] == true, "{}", overview["hub"]);
+        Ok(())
+    });
     is_there(&spec.name);
     is_there("business-a");
-    let rolled = ["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"];
-    lab.kubectl("hub", &rolled).unwrap();
     let outcome = load.stop().unwrap();
     assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);

@@ -16,7 +16,7 @@ use super::fixture::{annotation, fresh, joined, through_gateway};
 use super::leaves::is_gone;
 
 /// Of how many kill points of a story `make test` tries one.
-const SPREAD: usize = 30;
+const SPREAD: usize = 100;
 
 /// The build with kill points.
 fn program() -> String {

@@ -134,6 +134,7 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     let lab = joined();
     let specs = [fresh(123), fresh(124), fresh(125)];
@@ -158,6 +159,7 @@ fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn k_first_change_of_a_gateway_as_kubevela_installs_it_fails_no_request() {
     let lab = joined();
     // Once its pods have a pause before they stop, they never lose it; only the first roll meets pods without.
