@@ -50,10 +50,6 @@ pub struct Order {
     pub members: Vec<Member>,
     /// The gateway's Deployment, if it can't be found by itself.
     pub gateway: Option<String>,
-    /// Whether one cluster may be joined under two names.
-    pub allow_second_name: bool,
-    /// Whether another cluster may take over a name.
-    pub replace: bool,
     /// Whether host aliases that were made by hand for the region are taken over.
     pub adopt: bool,
     /// The `vela` CLI.
@@ -72,6 +68,10 @@ pub struct Member {
     pub labels: Vec<Label>,
     /// The node port it should have.
     pub node_port: Option<u16>,
+    /// Whether it may be joined although it has another name already.
+    pub allow_second_name: bool,
+    /// Whether it may take the name over from another cluster.
+    pub replace: bool,
 }
 
 /// Where a kubeconfig is.
@@ -105,7 +105,7 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
         }
     }))
     .await;
-    let proven = each_once(proven, order.allow_second_name);
+    let proven = each_once(proven);
     let rolled = admit::roll(hub, &gateway, progress, proven).await?;
 
     let permits = Semaphore::new(JOINED_AT_ONCE);
@@ -180,12 +180,12 @@ async fn prove<'a>(
 }
 
 /// One cluster under two names of one run: the second is refused, as it would be in a run of its own.
-fn each_once(mut proven: Vec<Result<Proven<'_>>>, allow_second_name: bool) -> Vec<Result<Proven<'_>>> {
+fn each_once(mut proven: Vec<Result<Proven<'_>>>) -> Vec<Result<Proven<'_>>> {
     let mut seen: Vec<(String, ClusterName)> = Vec::new();
     for one in &mut proven {
         let Ok(Proven { join, membership }) = one else { continue };
         match seen.iter().find(|(identity, _)| *identity == membership.identity) {
-            Some((_, name)) if !allow_second_name => *one = Err(prove::second_name(name.as_str())),
+            Some((_, name)) if !join.member.allow_second_name => *one = Err(prove::second_name(name.as_str())),
             _ => seen.push((membership.identity.clone(), join.member.cluster.clone())),
         }
     }
