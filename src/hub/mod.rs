@@ -5,6 +5,7 @@ pub mod clusters;
 pub mod controller;
 pub mod gateway;
 pub mod leftovers;
+pub mod members;
 pub mod progress;
 
 use std::future::Future;
