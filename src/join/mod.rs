@@ -36,13 +36,12 @@ use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::route::slots;
 use crate::region::Region;
 use crate::undo::Undo;
+use crate::vela;
 
 const ASK_EVERY: Duration = Duration::from_millis(250);
 /// How many clusters are read, written or proven at once. While a cluster waits for its proxies, it is nobody's turn: so the routes of a
 /// run are written in one burst, and taken up by one reload.
 const AT_ONCE: usize = 10;
-/// How many `vela` run at once: each takes about 100 MiB.
-const JOINED_AT_ONCE: usize = 3;
 
 /// What is asked for.
 pub struct Order {
@@ -108,7 +107,7 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
     let proven = each_once(proven);
     let rolled = admit::roll(hub, &gateway, progress, proven).await?;
 
-    let permits = Semaphore::new(JOINED_AT_ONCE);
+    let permits = Semaphore::new(vela::AT_ONCE);
     let joined = join_all(rolled.into_iter().zip(&tellers).zip(undos).map(|((proven, tell), undo)| {
         let permits = &permits;
         async move {
