@@ -70,7 +70,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
-    /// Keep the hub's gateway and its regions as recorded (the addon runs it on the hub).
+    /// Keep the hub's gateway and its regions as recorded, and join what members declare (the addon runs it on the hub).
     ///
     /// It looks every 5 seconds, and puts back what was lost or changed: host aliases, routes, ports. It removes nothing.
     Controller(ControllerArgs),
@@ -365,7 +365,7 @@ impl MemberArg {
     /// Reads the parameters of a component.
     pub fn of_component(text: &str) -> Result<Self, Failure> {
         let raw: RawMember = serde_json::from_str(text).map_err(|error| {
-            Failure::new(Kind::Usage, format!("the parameters are none: {error}"), "check the component's properties")
+            Failure::new(Kind::Usage, format!("the parameters can't be read: {error}"), "check the component's properties")
         })?;
         raw.checked()
     }

@@ -107,9 +107,9 @@ impl<'a> Members<'a> {
                 }
                 (Due::Joined, Ok((_, wish))) if !member.stands(State::Joined) => {
                     // It was changed, could not be joined so, and was changed back.
-                    if let Some(Some(membership)) = clusters.joined.get(&wish.cluster) {
-                        self.tell(member, State::Joined, &describe(&membership.region, membership.node_port, None)).await;
-                    }
+                    let membership = clusters.joined.get(&wish.cluster).and_then(Option::as_ref);
+                    let message = membership.map(|membership| describe(&membership.region, membership.node_port, None));
+                    self.tell(member, State::Joined, &message.unwrap_or_else(|| "joined".to_owned())).await;
                 }
                 (Due::Stand(why), _) => self.tell(member, State::Waiting, &why).await,
                 (Due::Nothing, Err(failure)) if !member.deleted => self.tell(member, State::Failed, &failure.to_string()).await,
@@ -182,7 +182,7 @@ impl<'a> Members<'a> {
         let order = Order { members, gateway: None, adopt: false, vela: vela() };
         let failure = match timeout(PATIENCE, join::join(self.hub, &order, &progress, &undos)).await {
             Ok(Ok(results)) => {
-                progress.finish("members were joined", &Default::default()).await;
+                progress.finish("done", &Default::default()).await;
                 return results;
             }
             Ok(Err(failure)) => failure,
@@ -299,3 +299,6 @@ fn again(failure: &Failure) -> Failure {
 fn unexpected() -> Failure {
     Failure::new(Kind::Unexpected, "a join told nothing of what came of it", "report this")
 }
+
+#[cfg(test)]
+mod tests;

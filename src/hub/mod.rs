@@ -63,6 +63,13 @@ impl Hub {
         Ok(Self { config, client, id: HubId::new(uid) })
     }
 
+    /// A hub that a test answers for.
+    #[cfg(test)]
+    pub(crate) fn mocked(client: Client) -> Self {
+        let config = Config::new(http::Uri::from_static("http://hub.example"));
+        Self { config, client, id: HubId::new("a-hub") }
+    }
+
     /// The client, for calls that this module does not name.
     pub fn client(&self) -> Client {
         self.client.clone()

@@ -288,7 +288,9 @@ mod tests {
     }
 
     fn holding(name: &str, applied: Option<&str>) -> serde_json::Value {
-        json!({"finalizers": ["others", FINALIZER], "annotations": {HOLDS: name, APPLIED: applied}})
+        let mut annotations = json!({HOLDS: name});
+        applied.into_iter().for_each(|applied| annotations[APPLIED] = json!(applied));
+        json!({"finalizers": ["others", FINALIZER], "annotations": annotations})
     }
 
     fn gone(mut more: serde_json::Value) -> serde_json::Value {
