@@ -11,7 +11,12 @@ import (
 	componentdef "github.com/oam-dev/kubevela/pkg/cue/definition"
 	"github.com/oam-dev/kubevela/pkg/cue/definition/health"
 	"github.com/oam-dev/kubevela/pkg/cue/process"
+	"github.com/oam-dev/kubevela/pkg/utils/apply"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // renderMember completes xregion-member as KubeVela does, in an Application of this name.
@@ -136,6 +141,49 @@ func TestStatusOfAMember(t *testing.T) {
 	}
 	if got := must(health.GetStatus(map[string]any{}, &health.StatusRequest{Health: s.HealthPolicy, Custom: s.CustomStatus}))(t); got.Healthy || got.Message != nobody {
 		t.Errorf("without a ConfigMap: %+v", got)
+	}
+}
+
+// What the controller writes into the component's own object rests on this.
+func TestKubeVelaLeavesTheControllersFieldsAloneWhenItAppliesAgain(t *testing.T) {
+	ctx := context.Background()
+	hub := cluster(t)
+	applied := func(parameters map[string]any) *corev1.ConfigMap {
+		member := must(renderMember(t, "one", parameters))(t)
+		member.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"}
+		object := must(runtime.DefaultUnstructuredConverter.ToUnstructured(&member))(t)
+		delete(object["metadata"].(map[string]any), "creationTimestamp")
+		if err := apply.NewAPIApplicator(hub).Apply(ctx, &unstructured.Unstructured{Object: object}); err != nil {
+			t.Fatal(err)
+		}
+		live := &corev1.ConfigMap{}
+		if err := hub.Get(ctx, client.ObjectKeyFromObject(&member), live); err != nil {
+			t.Fatal(err)
+		}
+		return live
+	}
+	live := applied(least(map[string]any{"nodePort": 30001}))
+	live.Data["state"] = "joined"
+	live.Annotations["xregion.oam.dev/applied"] = "digest"
+	live.Finalizers = []string{"xregion.oam.dev/member"}
+	if err := hub.Update(ctx, live); err != nil {
+		t.Fatal(err)
+	}
+	again := applied(least(nil))
+	if again.Data["state"] != "joined" || again.Annotations["xregion.oam.dev/applied"] != "digest" || !reflect.DeepEqual(again.Finalizers, live.Finalizers) {
+		t.Errorf("%+v", again)
+	}
+	if strings.Contains(again.Data["parameters"], "nodePort") {
+		t.Errorf("%v", again.Data)
+	}
+	// it would have been left in a key of its own
+	live = again.DeepCopy()
+	live.Data["nodePort"] = "30001"
+	if err := hub.Update(ctx, live); err != nil {
+		t.Fatal(err)
+	}
+	if again = applied(least(nil)); again.Data["nodePort"] != "30001" {
+		t.Errorf("KubeVela removes keys by now: %v", again.Data)
 	}
 }
 
