@@ -12,7 +12,8 @@ use serde::Deserialize;
 use crate::agent::AgentArgs;
 use crate::controller::ControllerArgs;
 use crate::error::{Failure, Kind};
-use crate::hub::progress::Job;
+use crate::hub::progress::Place;
+use crate::join::{Member, Source};
 use crate::model::labels::Label;
 use crate::model::names::{ClusterName, ObjectName, SecretName};
 
@@ -69,7 +70,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Run nginx in a region's proxy, by the routes found in its cluster.
     Agent(AgentArgs),
-    /// Keep the hub's gateway and its regions as recorded (the addon runs it on the hub).
+    /// Keep the hub's gateway and its regions as recorded, and join what members declare (the addon runs it on the hub).
     ///
     /// It looks every 5 seconds, and puts back what was lost or changed: host aliases, routes, ports. It removes nothing.
     Controller(ControllerArgs),
@@ -267,7 +268,7 @@ pub struct RunArgs {
     pub job: JobArgs,
 }
 
-/// A cluster of a list, as the workflow step writes it.
+/// A cluster of a list, as the workflow step writes it, and as the component `xregion-member` does.
 #[derive(Clone, Debug)]
 pub struct MemberArg {
     /// Its name in KubeVela.
@@ -284,6 +285,10 @@ pub struct MemberArg {
     pub labels: Vec<Label>,
     /// Its node port.
     pub node_port: Option<u16>,
+    /// Whether it may be joined although it has another name already.
+    pub allow_second_name: bool,
+    /// Whether it may take the name over from another cluster.
+    pub replace: bool,
 }
 
 impl Cli {
@@ -322,34 +327,66 @@ pub fn man(command: Option<&str>) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
+/// The same before its values are known to be good.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawMember {
+    cluster: String,
+    region: String,
+    secret: String,
+    key: String,
+    context: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    node_port: Option<u16>,
+    #[serde(default)]
+    allow_second_name: bool,
+    #[serde(default)]
+    replace: bool,
+}
+
+impl RawMember {
+    fn checked(self) -> Result<MemberArg, Failure> {
+        Ok(MemberArg {
+            cluster: self.cluster.parse()?,
+            region: self.region.parse()?,
+            secret: self.secret.parse()?,
+            key: self.key,
+            context: self.context,
+            labels: self.labels.iter().map(|(k, v)| format!("{k}={v}").parse()).collect::<Result<_, _>>()?,
+            node_port: self.node_port,
+            allow_second_name: self.allow_second_name,
+            replace: self.replace,
+        })
+    }
+}
+
+impl MemberArg {
+    /// Reads the parameters of a component.
+    pub fn of_component(text: &str) -> Result<Self, Failure> {
+        let raw: RawMember = serde_json::from_str(text).map_err(|error| {
+            Failure::new(Kind::Usage, format!("the parameters can't be read: {error}"), "check the component's properties")
+        })?;
+        raw.checked()
+    }
+}
+
 impl FromStr for MemberArg {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
-        struct Raw {
-            cluster: String,
-            region: String,
-            secret: String,
-            key: String,
-            context: Option<String>,
-            #[serde(default)]
-            labels: BTreeMap<String, String>,
-            node_port: Option<u16>,
-        }
-        let raw: Raw = serde_json::from_str(text)
+        let raw: RawMember = serde_json::from_str(text)
             .map_err(|error| Failure::new(Kind::Usage, format!("a cluster of the list: {error}"), "check the step's clusters"))?;
-        let about = |failure: Failure| failure.about(&format!("cluster {:?} of the list", raw.cluster));
-        Ok(Self {
-            cluster: raw.cluster.parse().map_err(about)?,
-            region: raw.region.parse().map_err(about)?,
-            secret: raw.secret.parse().map_err(about)?,
-            key: raw.key.clone(),
-            context: raw.context.clone(),
-            labels: raw.labels.iter().map(|(k, v)| format!("{k}={v}").parse().map_err(about)).collect::<Result<_, _>>()?,
-            node_port: raw.node_port,
-        })
+        let about = format!("cluster {:?} of the list", raw.cluster);
+        raw.checked().map_err(|failure| failure.about(&about))
+    }
+}
+
+impl From<MemberArg> for Member {
+    fn from(arg: MemberArg) -> Self {
+        let MemberArg { cluster, region, secret, key, context, labels, node_port, allow_second_name, replace } = arg;
+        let source = Source::Secret { name: secret, key, context };
+        Self { cluster, region, source, labels, node_port, allow_second_name, replace }
     }
 }
 
@@ -389,10 +426,10 @@ pub struct JobArgs {
 }
 
 impl JobArgs {
-    /// The Job, if this process is one.
-    pub fn job(&self) -> Option<Job> {
+    /// Where this process tells its progress, if it is a Job.
+    pub fn job(&self) -> Option<Place> {
         let Self { job_name, job_uid } = self.clone();
-        Some(Job { name: job_name?, uid: job_uid? })
+        Some(Place::of_job(job_name?, job_uid?))
     }
 }
 

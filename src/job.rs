@@ -236,8 +236,8 @@ fn no_template(why: &str) -> Failure {
 
 /// The command line of the Job of a join. Every field of the order is in it: a new one must find its place here.
 fn arguments(order: &Order, member: &Member, (secret, key, context): (&str, &str, Option<&str>), timeout: Duration) -> Vec<String> {
-    let Order { members: _, gateway, allow_second_name, replace, adopt, vela: _ } = order;
-    let Member { cluster, region, source: _, labels, node_port } = member;
+    let Order { members: _, gateway, adopt, vela: _ } = order;
+    let Member { cluster, region, source: _, labels, node_port, allow_second_name, replace } = member;
     let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
     let mut option = |name: &str, value: String| args.push(format!("--{name}={value}"));
     option("region", region.to_string());

@@ -13,7 +13,7 @@
 //!
 //! Rules are pure functions in [`model`]; [`hub`], [`region`] and [`probe`] gather what they need and carry out what they say;
 //! [`join`], [`leave`] and [`looking`] tell the stories; [`agent`] is what runs beside nginx in a region, [`controller`] what runs on the
-//! hub and mends what is not as recorded.
+//! hub, mends what is not as recorded, and joins what components declare.
 
 pub mod agent;
 pub mod cli;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -20,6 +21,8 @@ use crate::region::Region;
 /// How long a rollout waits for what others are about to want, so that one serves them all. It takes about as long itself.
 const GATHER_PATIENCE: Duration = Duration::from_secs(15);
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How many rollouts this process has begun: each holds the right to it under a name of its own.
+static ROLLS: AtomicU64 = AtomicU64::new(0);
 /// How often a run asks whether it may change the gateway, or needn't any more: less often the longer it has waited, for then many do.
 const QUEUE_EVERY: Duration = Duration::from_millis(500);
 const QUEUE_EVERY_AT_MOST: Duration = Duration::from_secs(2);
@@ -80,7 +83,8 @@ impl Change {
 
 /// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether there was anything to change.
 pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
-    let holder = holder_name()?;
+    // The controller's mending and its joins may roll at once, in one process.
+    let holder = format!("{}-{}", holder_name()?, ROLLS.fetch_add(1, Ordering::Relaxed));
     let gateway = &gateway.clone().smoothing(change.mends);
     let mut seen = gateway.see().await?;
     let hosts = change.hosts(&seen.aliases);

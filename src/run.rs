@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use futures::future::join_all;
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,13 +27,11 @@ use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
 use crate::model::overview::Overview;
 use crate::model::{traffic, tree};
-use crate::undo::Undo;
+use crate::undo::{Undo, undone};
 use crate::{agent, files, job, leave, looking};
 
 /// Where Kubernetes reads a container's last words.
 const TERMINATION_LOG: &str = "/dev/termination-log";
-/// How long undoing may take: a Job is ended 30 s after its own deadline.
-const UNDO_PATIENCE: Duration = Duration::from_secs(25);
 
 /// Runs the command line of this process.
 pub async fn run() -> ExitCode {
@@ -112,28 +109,28 @@ fn order(args: &JoinArgs) -> Result<Order> {
                 source,
                 labels: args.labels.clone(),
                 node_port: args.node_port,
+                allow_second_name: args.allow_second_name,
+                replace: args.replace,
             }]
         }
-        _ => args.members.iter().map(member).collect(),
+        _ => args.members.iter().map(|member| of_list(member, args)).collect(),
     };
     let mut names = BTreeSet::new();
     if let Some(twice) = members.iter().find(|member| !names.insert(member.cluster.clone())) {
         let cause = format!("cluster {} is in the list twice", twice.cluster);
         return Err(Failure::new(Kind::ClusterName, cause, "give each cluster a name of its own"));
     }
-    Ok(Order {
-        members,
-        gateway: args.run.gateway.clone(),
-        allow_second_name: args.allow_second_name,
-        replace: args.replace,
-        adopt: args.adopt,
-        vela: args.run.vela.clone(),
-    })
+    Ok(Order { members, gateway: args.run.gateway.clone(), adopt: args.adopt, vela: args.run.vela.clone() })
 }
 
-fn member(arg: &MemberArg) -> Member {
-    let MemberArg { cluster, region, secret, key, context, labels, node_port } = arg.clone();
-    Member { cluster, region, source: Source::Secret { name: secret, key, context }, labels, node_port }
+/// A cluster of a list, for which what is said for all of them goes, too.
+fn of_list(arg: &MemberArg, args: &JoinArgs) -> Member {
+    let member = Member::from(arg.clone());
+    Member {
+        allow_second_name: member.allow_second_name || args.allow_second_name,
+        replace: member.replace || args.replace,
+        ..member
+    }
 }
 
 async fn leave(args: LeaveArgs) -> Result<String> {
@@ -256,22 +253,15 @@ async fn doctor(args: DoctorArgs) -> ExitCode {
 }
 
 /// Joins in this process; whatever ends it early, what it did is undone.
-async fn join_here(hub: &Hub, order: &Order, timeout: Duration, job: Option<progress::Job>) -> Result<String> {
-    let progress = Progress::new(hub, job);
+async fn join_here(hub: &Hub, order: &Order, timeout: Duration, place: Option<progress::Place>) -> Result<String> {
+    let progress = Progress::new(hub, place);
     let undos: Vec<Undo> = order.members.iter().map(|_| Undo::default()).collect();
     let outcome = match bounded(join::join(hub, order, &progress, &undos), timeout, &progress).await {
         Ok(results) => {
             let clusters: Vec<_> = order.members.iter().map(|member| &member.cluster).collect();
             conclude(&clusters, results)
         }
-        Err(failure) => {
-            let undone = tokio::time::timeout(UNDO_PATIENCE, join_all(undos.iter().map(Undo::all))).await;
-            Err(match undone.map(|all| all.into_iter().collect::<Result<()>>()) {
-                Ok(Ok(())) => failure,
-                Ok(Err(other)) => failure.and(&format!("and not everything could be undone: {}", other.cause())),
-                Err(_) => failure.and("and not everything could be undone in time"),
-            })
-        }
+        Err(failure) => Err(undone(&undos, failure).await),
     };
     match outcome {
         Ok(told) => {

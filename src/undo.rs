@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
 
 use crate::error::Failure;
 use crate::hub::Hub;
@@ -13,6 +16,9 @@ use crate::model::aliases::Wanted;
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::route::Route;
 use crate::region::Region;
+
+/// How long undoing may take: a Job is ended 30 s after its own deadline, a pod 30 s after it was asked to end.
+pub const PATIENCE: Duration = Duration::from_secs(25);
 
 /// One step back. Each is noted *before* the step forth is taken, and does nothing where that never happened.
 pub enum Step {
@@ -96,4 +102,19 @@ impl Undo {
     pub fn forget(&self) {
         self.steps().clear();
     }
+}
+
+/// The failure of a run that ended early, with what could not be undone of it.
+pub async fn undone(undos: &[Undo], failure: Failure) -> Failure {
+    match undo_within(undos, PATIENCE).await {
+        Some(Ok(())) => failure,
+        Some(Err(other)) => failure.and(&format!("and not everything could be undone: {}", other.cause())),
+        None => failure.and("and not everything could be undone in time"),
+    }
+}
+
+/// Undoes what a run did, in the time there is; gives nothing where that was not enough.
+pub async fn undo_within(undos: &[Undo], patience: Duration) -> Option<Result<(), Failure>> {
+    let undone = tokio::time::timeout(patience, join_all(undos.iter().map(Undo::all))).await;
+    undone.ok().map(|all| all.into_iter().collect())
 }

@@ -6,10 +6,16 @@ use std::process::Stdio;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 use crate::error::{Failure, Kind, Result};
 use crate::model::labels::Label;
 use crate::model::names::ClusterName;
+
+/// How many `vela` run at once: each takes about 100 MiB.
+pub const AT_ONCE: usize = 3;
+/// Whose turn it is: the controller lets clusters leave while others join.
+static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
 
 /// Runs `vela cluster join` with a kubeconfig that is in a file only as long as it takes.
 ///
@@ -46,6 +52,7 @@ pub async fn cluster_detach(vela: &Path, name: &ClusterName) -> Result<()> {
 
 /// Runs `vela`; the error says what it said last.
 async fn run(vela: &Path, args: &[&str]) -> Result<(), String> {
+    let _turn = TURNS.acquire().await;
     #[cfg(feature = "faults")]
     let point = crate::connect::KillPoint::reach(&format!("vela {} {}", args[0], args[1]));
     let output = Command::new(vela)

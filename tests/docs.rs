@@ -53,9 +53,13 @@ fn every_kind_of_failure_is_in_the_docs() {
 #[test]
 fn every_parameter_is_in_the_addon_s_readme() {
     let readme = read("addon/README.md");
-    for file in
-        ["addon/parameter.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue"]
-    {
+    for file in [
+        "addon/parameter.cue",
+        "definitions/xregion-proxy.cue",
+        "definitions/xregion-member.cue",
+        "definitions/xregion-join.cue",
+        "definitions/xregion-leave.cue",
+    ] {
         let text = read(file);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let start = lines.iter().position(|line| line.starts_with("parameter: ")).unwrap();

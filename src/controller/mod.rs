@@ -1,5 +1,5 @@
-//! The controller: it keeps the hub's gateway and its regions at what the hub has on record. Where several run, one leads, and the others
-//! wait. It keeps nothing that another one would need: whenever it dies, the next look begins anew.
+//! The controller: it keeps the hub's gateway and its regions at what the hub has on record, and its record at what members declare
+//! ([`members`]). Where several run, one leads, and the others wait. It keeps nothing that another one would need: whenever it dies, the next look begins anew.
 //!
 //! ```text
 //! Secrets, leftovers, progress ─┐
@@ -7,6 +7,7 @@
 //! regions, through the gateway ─┘                                   └──► Events, metrics, ConfigMap ─► xregion status
 //! ```
 
+mod members;
 mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::{sleep, timeout};
 
+use self::members::Members;
 use self::metrics::Metrics;
 use crate::endpoints::{self, Endpoints, Health};
 use crate::error::{Failure, Kind, Result};
@@ -107,19 +109,23 @@ struct Seen {
 }
 
 impl Controller<'_> {
-    /// Looks and mends while the right to it is held; says whether it was asked to end.
+    /// Looks, mends, and carries out members while the right to it is held; says whether it was asked to end.
     async fn lead(&self, lock: &Lock, stop: impl Future<Output = ()>) -> bool {
         tracing::info!(holder = self.holder, "this is the controller that mends");
         self.metrics.leads(true);
-        tokio::select! {
+        let members = Members::new(self.hub);
+        let stopped = tokio::select! {
             biased;
             () = stop => true,
             () = lock.lost() => {
                 tracing::warn!("the Lease is lost: another controller may mend now");
                 false
             }
-            () = self.follow(lock) => false,
-        }
+            // Beside each other: a join may take minutes, and what is lost meanwhile must not wait for it.
+            ((), ()) = join(self.follow(lock), members.follow(lock)) => false,
+        };
+        members.undo(!stopped).await;
+        stopped
     }
 
     fn missed(&self, failure: &Failure) {

@@ -16,7 +16,7 @@ use crate::model::aliases::Wanted;
 use crate::model::membership::{CREDENTIAL_TYPE, EXPIRES, Membership};
 use crate::model::names::{ClusterName, NAMESPACE};
 
-/// The Job's ServiceAccount, as clusters name it that are asked as it.
+/// The Job's ServiceAccount, as clusters name it that are asked as it; and how the controller's begins.
 const ACCOUNT: &str = "system:serviceaccount:vela-system:xregion";
 /// How long a cluster may take to say who it is, when that is asked only to compare.
 const IDENTITY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

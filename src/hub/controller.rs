@@ -30,7 +30,7 @@ impl Hub {
         Ok(Some(SeenController { ready, problems: self.problems().await? }))
     }
 
-    async fn controller_deployment(&self) -> Result<Option<Deployment>> {
+    pub(super) async fn controller_deployment(&self) -> Result<Option<Deployment>> {
         let deployments: Api<Deployment> = Api::namespaced(self.client(), NAMESPACE);
         call(&format!("read Deployment {NAMESPACE}/{CONTROLLER}"), deployments.get_opt(CONTROLLER)).await
     }

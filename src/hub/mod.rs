@@ -5,6 +5,7 @@ pub mod clusters;
 pub mod controller;
 pub mod gateway;
 pub mod leftovers;
+pub mod members;
 pub mod progress;
 
 use std::future::Future;
@@ -60,6 +61,13 @@ impl Hub {
             .uid
             .ok_or_else(|| Failure::new(Kind::Unexpected, "the hub's namespace kube-system has no UID", "report this"))?;
         Ok(Self { config, client, id: HubId::new(uid) })
+    }
+
+    /// A hub that a test answers for.
+    #[cfg(test)]
+    pub(crate) fn mocked(client: Client) -> Self {
+        let config = Config::new(http::Uri::from_static("http://hub.example"));
+        Self { config, client, id: HubId::new("a-hub") }
     }
 
     /// The client, for calls that this module does not name.

@@ -1,5 +1,5 @@
-//! What a Job tells of itself while it runs: a ConfigMap that the workflow step renders as its message, that a shell follows,
-//! and by which runs that go on at once know of each other.
+//! What a run tells of itself: a ConfigMap that the workflow step renders as its message, that a shell follows, and by which runs that go
+//! on at once know of each other. Those of the controller tell it, too, for the last reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
@@ -26,13 +27,27 @@ const LIVELY: Duration = Duration::from_secs(6);
 /// How often, in seconds, a wait that goes on is told anew.
 const TELL_EVERY: u64 = 3;
 
-/// The Job that this process is, by its downward API.
+/// The ConfigMap that a run tells its progress in.
 #[derive(Clone, Debug)]
-pub struct Job {
-    /// Its name; its ConfigMap has the same.
+pub struct Place {
+    /// Its name.
     pub name: String,
-    /// Its UID, so that the ConfigMap goes with it.
-    pub uid: String,
+    /// What it goes with.
+    pub owner: OwnerReference,
+}
+
+impl Place {
+    /// The one of a Job, by its downward API.
+    pub fn of_job(name: String, uid: String) -> Self {
+        let owner = OwnerReference {
+            api_version: "batch/v1".into(),
+            kind: "Job".into(),
+            name: name.clone(),
+            uid,
+            ..OwnerReference::default()
+        };
+        Self { name, owner }
+    }
 }
 
 /// The steps of a join or a leave, in order, as they are told.
@@ -95,10 +110,10 @@ impl Stage {
     }
 }
 
-/// Where progress is told: on the log, and in the Job's ConfigMap if this process is a Job.
+/// Where progress is told: on the log, and in a ConfigMap if the run has one.
 pub struct Progress {
     hub: Hub,
-    job: Option<Job>,
+    place: Option<Place>,
     board: Mutex<Board>,
 }
 
@@ -168,8 +183,8 @@ impl Teller<'_> {
 
 impl Progress {
     /// Progress of a run.
-    pub fn new(hub: &Hub, job: Option<Job>) -> Self {
-        Self { hub: hub.clone(), job, board: Mutex::new(Board { last: "starting".into(), ..Board::default() }) }
+    pub fn new(hub: &Hub, place: Option<Place>) -> Self {
+        Self { hub: hub.clone(), place, board: Mutex::new(Board { last: "starting".into(), ..Board::default() }) }
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {
@@ -221,7 +236,7 @@ impl Progress {
 
     /// It is not worth failing a run when its progress can't be written.
     async fn write(&self, stage: Stage, message: &str, outputs: &BTreeMap<&'static str, String>) {
-        let Some(job) = &self.job else { return };
+        let Some(place) = &self.place else { return };
         let clusters: BTreeMap<String, String> = {
             let board = self.board();
             let of = |(name, line): (&ClusterName, &Line)| Some((name.to_string(), line.region.as_ref()?.to_string()));
@@ -240,16 +255,16 @@ impl Progress {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {
-                "name": job.name,
+                "name": place.name,
                 "namespace": NAMESPACE,
                 "labels": {KIND: KIND_PROGRESS, "app.kubernetes.io/managed-by": MANAGER},
-                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid}],
+                "ownerReferences": [place.owner],
             },
             "data": data,
         });
         let maps: Api<ConfigMap> = Api::namespaced(self.hub.client(), NAMESPACE);
         let params = PatchParams::apply(MANAGER).force();
-        if let Err(failure) = call("tell the progress", maps.patch(&job.name, &params, &Patch::Apply(&map))).await {
+        if let Err(failure) = call("tell the progress", maps.patch(&place.name, &params, &Patch::Apply(&map))).await {
             tracing::warn!(%failure, "progress was not written");
         }
     }
@@ -259,7 +274,7 @@ impl Progress {
         let maps: Api<ConfigMap> = Api::namespaced(self.hub.client(), NAMESPACE);
         let params = ListParams::default().labels(&format!("{KIND}={KIND_PROGRESS}"));
         let list = call("list the progress of other runs", maps.list(&params)).await?;
-        let mine = self.job.as_ref().map(|job| job.name.as_str());
+        let mine = self.place.as_ref().map(|place| place.name.as_str());
         let told = list.items.iter().filter(|map| map.metadata.name.as_deref() != mine).filter_map(|map| map.data.as_ref());
         Ok(Others::of(told, Timestamp::now()))
     }

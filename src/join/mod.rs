@@ -36,13 +36,12 @@ use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::route::slots;
 use crate::region::Region;
 use crate::undo::Undo;
+use crate::vela;
 
 const ASK_EVERY: Duration = Duration::from_millis(250);
 /// How many clusters are read, written or proven at once. While a cluster waits for its proxies, it is nobody's turn: so the routes of a
 /// run are written in one burst, and taken up by one reload.
 const AT_ONCE: usize = 10;
-/// How many `vela` run at once: each takes about 100 MiB.
-const JOINED_AT_ONCE: usize = 3;
 
 /// What is asked for.
 pub struct Order {
@@ -50,10 +49,6 @@ pub struct Order {
     pub members: Vec<Member>,
     /// The gateway's Deployment, if it can't be found by itself.
     pub gateway: Option<String>,
-    /// Whether one cluster may be joined under two names.
-    pub allow_second_name: bool,
-    /// Whether another cluster may take over a name.
-    pub replace: bool,
     /// Whether host aliases that were made by hand for the region are taken over.
     pub adopt: bool,
     /// The `vela` CLI.
@@ -72,6 +67,10 @@ pub struct Member {
     pub labels: Vec<Label>,
     /// The node port it should have.
     pub node_port: Option<u16>,
+    /// Whether it may be joined although it has another name already.
+    pub allow_second_name: bool,
+    /// Whether it may take the name over from another cluster.
+    pub replace: bool,
 }
 
 /// Where a kubeconfig is.
@@ -105,10 +104,10 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
         }
     }))
     .await;
-    let proven = each_once(proven, order.allow_second_name);
+    let proven = each_once(proven);
     let rolled = admit::roll(hub, &gateway, progress, proven).await?;
 
-    let permits = Semaphore::new(JOINED_AT_ONCE);
+    let permits = Semaphore::new(vela::AT_ONCE);
     let joined = join_all(rolled.into_iter().zip(&tellers).zip(undos).map(|((proven, tell), undo)| {
         let permits = &permits;
         async move {
@@ -180,12 +179,12 @@ async fn prove<'a>(
 }
 
 /// One cluster under two names of one run: the second is refused, as it would be in a run of its own.
-fn each_once(mut proven: Vec<Result<Proven<'_>>>, allow_second_name: bool) -> Vec<Result<Proven<'_>>> {
+fn each_once(mut proven: Vec<Result<Proven<'_>>>) -> Vec<Result<Proven<'_>>> {
     let mut seen: Vec<(String, ClusterName)> = Vec::new();
     for one in &mut proven {
         let Ok(Proven { join, membership }) = one else { continue };
         match seen.iter().find(|(identity, _)| *identity == membership.identity) {
-            Some((_, name)) if !allow_second_name => *one = Err(prove::second_name(name.as_str())),
+            Some((_, name)) if !join.member.allow_second_name => *one = Err(prove::second_name(name.as_str())),
             _ => seen.push((membership.identity.clone(), join.member.cluster.clone())),
         }
     }

@@ -243,7 +243,7 @@ impl Join<'_> {
             // A run that was killed between joining and recording leaves just the Secret that this one would write.
             let interrupted = before.endpoint() == Some(endpoint) && before.data("ca.crt") == Some(&self.access.ca);
             let known = match before.membership() {
-                _ if self.order.replace => identity.to_owned(),
+                _ if self.member.replace => identity.to_owned(),
                 Some(membership) => membership.identity,
                 None if interrupted => identity.to_owned(),
                 None => self.hub.identity_through_gateway(name).await.map_err(|failure| {
@@ -267,7 +267,7 @@ impl Join<'_> {
                 ));
             }
         }
-        if !self.order.allow_second_name
+        if !self.member.allow_second_name
             && let Some(other) = self.hub.name_of(identity, name).await?
         {
             return Err(second_name(&other));

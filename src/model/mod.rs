@@ -8,6 +8,7 @@ pub mod kubeconfig;
 pub mod labels;
 pub mod left;
 pub mod lifetime;
+pub mod members;
 pub mod membership;
 pub mod mending;
 pub mod names;

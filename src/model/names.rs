@@ -15,7 +15,7 @@ pub const NAMESPACE: &str = "vela-system";
 pub const MANAGER: &str = "xregion";
 /// The name of the controller's Deployment, of its Lease and of its ConfigMap, on the hub.
 pub const CONTROLLER: &str = "xregion-controller";
-/// Label that says what an object is to xregion: `route`, `region`, `proxy`, `progress`, `job`.
+/// Label that says what an object is to xregion: `route`, `region`, `proxy`, `progress`, `job`, `member`.
 pub const KIND: &str = "xregion.oam.dev/kind";
 /// Label with the short hash of the hub an object belongs to.
 pub const HUB: &str = "xregion.oam.dev/hub";

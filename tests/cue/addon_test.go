@@ -35,7 +35,6 @@ func TestTheAddonIsPinnedToTheHub(t *testing.T) {
 		"ServiceAccount/xregion", "Role/xregion", "RoleBinding/xregion", "Role/xregion-author", "ClusterRole/xregion", "ClusterRoleBinding/xregion", "ConfigMap/xregion-job",
 		"ValidatingAdmissionPolicy/xregion-regions", "ValidatingAdmissionPolicyBinding/xregion-regions",
 		"Deployment/xregion-controller", "ServiceAccount/xregion-controller", "Role/xregion-controller", "RoleBinding/xregion-controller",
-		"ClusterRole/xregion-controller", "ClusterRoleBinding/xregion-controller",
 	} {
 		if _, found := objects[name]; !found {
 			t.Errorf("no %s", name)
@@ -116,7 +115,7 @@ func TestTheImageFollowsTheVersion(t *testing.T) {
 	if got := renderedJob(t, nil).Spec.Template.Spec.Containers[0].Image; got != image {
 		t.Errorf("Job: %s", got)
 	}
-	for _, name := range []string{"xregion-proxy", "xregion-join", "xregion-leave"} {
+	for _, name := range []string{"xregion-proxy", "xregion-member", "xregion-join", "xregion-leave"} {
 		if got := loadDefinition(t, name).Object["spec"].(map[string]any)["version"]; got != metadata.Version {
 			t.Errorf("%s: version %v", name, got)
 		}
@@ -152,22 +151,20 @@ func rules(t *testing.T, parameters map[string]any, name string) []rbacv1.Policy
 }
 
 func TestRegionsBoundWhereJoinsAndTheControllerMayWrite(t *testing.T) {
-	for _, name := range []string{"ClusterRole/xregion", "ClusterRole/xregion-controller"} {
-		writing := func(regions any) []string {
-			for _, rule := range rules(t, map[string]any{"regions": regions}, name) {
-				if rule.Resources[0] == "clustergateways/proxy" && rule.Verbs[0] == "create" {
-					return rule.ResourceNames
-				}
+	writing := func(regions any) []string {
+		for _, rule := range rules(t, map[string]any{"regions": regions}, "ClusterRole/xregion") {
+			if rule.Resources[0] == "clustergateways/proxy" && rule.Verbs[0] == "create" {
+				return rule.ResourceNames
 			}
-			t.Fatal("no rule")
-			return nil
 		}
-		if got := writing([]string{"proxy-east", "proxy-west"}); !reflect.DeepEqual(got, []string{"proxy-east", "proxy-west"}) {
-			t.Errorf("%s: %v", name, got)
-		}
-		if got := writing([]string{}); got != nil {
-			t.Errorf("%s: %v", name, got)
-		}
+		t.Fatal("no rule")
+		return nil
+	}
+	if got := writing([]string{"proxy-east", "proxy-west"}); !reflect.DeepEqual(got, []string{"proxy-east", "proxy-west"}) {
+		t.Errorf("%v", got)
+	}
+	if got := writing([]string{}); got != nil {
+		t.Errorf("%v", got)
 	}
 }
 
@@ -209,8 +206,14 @@ func TestTheControllerIsRestrictedAndProbed(t *testing.T) {
 	if container.LivenessProbe.HTTPGet.Path != "/livez" || container.ReadinessProbe.HTTPGet.Path != "/readyz" || container.Ports[0].ContainerPort != 7081 {
 		t.Errorf("%+v", container)
 	}
-	if container.Resources.Requests.Cpu().String() != "20m" || container.Resources.Requests.Memory().String() != "32Mi" || container.Resources.Limits.Memory().String() != "128Mi" {
+	if container.Resources.Requests.Cpu().String() != "20m" || container.Resources.Requests.Memory().String() != "32Mi" || container.Resources.Limits.Memory().String() != "512Mi" {
 		t.Errorf("%+v", container.Resources)
+	}
+	// as in the Job, where vela runs, too
+	job := renderedJob(t, nil).Spec.Template.Spec
+	if !reflect.DeepEqual(container.Env, job.Containers[0].Env[2:]) || len(container.Env) != 3 || !reflect.DeepEqual(container.VolumeMounts, job.Containers[0].VolumeMounts) ||
+		!reflect.DeepEqual(pod.Volumes, job.Volumes) {
+		t.Errorf("%+v %+v", container, pod.Volumes)
 	}
 }
 
@@ -246,18 +249,28 @@ func TestTheControllerCanBeLeftOut(t *testing.T) {
 	}
 }
 
-func TestTheControllerMayDeleteNothingInRegions(t *testing.T) {
-	for _, rule := range rules(t, nil, "ClusterRole/xregion-controller") {
-		for _, verb := range rule.Verbs {
-			if verb == "delete" {
-				t.Errorf("%v", rule)
+func TestJoinsHaveTheSameRightsInAJobAndInTheController(t *testing.T) {
+	for _, enabled := range []bool{true, false} {
+		_, objects, err := renderAddon(t, map[string]any{"controller": map[string]any{"enabled": enabled}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []rbacv1.Subject{{Kind: "ServiceAccount", Name: "xregion", Namespace: "vela-system"}}
+		if enabled {
+			want = append(want, rbacv1.Subject{Kind: "ServiceAccount", Name: "xregion-controller", Namespace: "vela-system"})
+		}
+		for _, name := range []string{"RoleBinding/xregion", "ClusterRoleBinding/xregion"} {
+			var binding rbacv1.ClusterRoleBinding
+			decode(t, string(must(json.Marshal(objects[name].Object))(t)), &binding)
+			if !reflect.DeepEqual(binding.Subjects, want) || binding.RoleRef.Name != "xregion" {
+				t.Errorf("%s: %+v", name, binding)
 			}
 		}
 	}
 }
 
 func TestNoRuleHasAWildcard(t *testing.T) {
-	for _, name := range []string{"Role/xregion", "ClusterRole/xregion", "Role/xregion-controller", "ClusterRole/xregion-controller"} {
+	for _, name := range []string{"Role/xregion", "ClusterRole/xregion", "Role/xregion-controller"} {
 		for _, rule := range rules(t, nil, name) {
 			for _, value := range append(append(append([]string{}, rule.Verbs...), rule.Resources...), rule.APIGroups...) {
 				if value == "*" {
@@ -303,7 +316,7 @@ func TestEveryRuleHasAReason(t *testing.T) {
 			return true
 		}, nil)
 	}
-	if count < 27 {
+	if count < 22 {
 		t.Errorf("only %d rules found", count)
 	}
 }
@@ -402,7 +415,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/controller.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue",
+		"resources/controller.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
 		"views/xregion-routes.cue",
 	} {
 		want[name] = true

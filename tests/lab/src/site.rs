@@ -164,6 +164,13 @@ impl Lab {
     /// Takes everything of xregion's users off the lab again: Applications, joined clusters, routes and aliases, and further
     /// business clusters. The addon and the proxy clusters stay. For labs that a run before this one has left something on.
     pub fn sweep(&self) -> Result<()> {
+        // No controller may run that would have their clusters leave.
+        let members =
+            self.kubectl("hub", &["get", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=member", "-o", "name"])?;
+        for member in members.lines() {
+            let bare = r#"{"metadata":{"finalizers":null}}"#;
+            self.kubectl("hub", &["patch", "-n", NAMESPACE, member, "--type=merge", "-p", bare])?;
+        }
         // Regions last: the hub refuses while they carry clusters.
         let applications = self.kubectl("hub", &["get", "applications", "-n", "default", "-o", "name"])?;
         let (regions, others): (Vec<_>, Vec<_>) = applications.lines().partition(|name| name.contains("/region-"));
@@ -249,6 +256,16 @@ pub fn membership(name: &str, properties: &Value) -> Value {
         "apiVersion": "core.oam.dev/v1beta1", "kind": "Application",
         "metadata": {"name": name, "namespace": "default"},
         "spec": {"components": [], "workflow": {"steps": [{"name": "join", "type": "xregion-join", "properties": properties}]}},
+    })
+}
+
+/// A cluster as a component `xregion-member` of its name, in an Application of that name, too.
+#[must_use]
+pub fn member(cluster: &str, properties: &Value) -> Value {
+    json!({
+        "apiVersion": "core.oam.dev/v1beta1", "kind": "Application",
+        "metadata": {"name": cluster, "namespace": "default"},
+        "spec": {"components": [{"name": cluster, "type": "xregion-member", "properties": properties}]},
     })
 }
 

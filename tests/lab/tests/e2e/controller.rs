@@ -8,49 +8,12 @@ use xregion_lab::load::Load;
 use xregion_lab::site::{GATEWAY, NAMESPACE};
 use xregion_lab::{Bridge, BusinessSpec, Region};
 
-use super::fixture::{Duration, annotation, eventually, fresh, is_there, join_all, joined, lab, through_gateway};
+use super::fixture::{Controller, Duration, annotation, eventually, fresh, is_there, join_all, joined, lab, through_gateway};
 use super::laptop::run;
 use super::leaves::is_gone;
 
-const CONTROLLER: &str = "xregion-controller";
 /// Within what it mends.
 const MENDED: Duration = Duration::from_secs(30);
-
-/// The controller, enabled as a user does, for as long as this lives.
-struct Controller;
-
-impl Controller {
-    fn enable() -> Self {
-        let this = Self;
-        lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true"]).unwrap();
-        this.await_ready("1");
-        this
-    }
-
-    fn scale(&self, replicas: &str) {
-        lab().kubectl("hub", &["scale", "deployment", CONTROLLER, "-n", NAMESPACE, "--replicas", replicas]).unwrap();
-        self.await_ready(if replicas == "0" { "" } else { replicas });
-    }
-
-    fn await_ready(&self, want: &str) {
-        let ready = ["get", "deployment", CONTROLLER, "-n", NAMESPACE, "-o", "jsonpath={.status.readyReplicas}"];
-        eventually("the controller", || {
-            let ready = lab().kubectl("hub", &ready)?;
-            anyhow::ensure!(ready == want, "{ready:?} are ready");
-            Ok(())
-        });
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        // A test that has failed already is not to fail here, too.
-        let _ = lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=false"]);
-        let labels = ["-l", "app.kubernetes.io/component=controller,app.kubernetes.io/name=xregion"];
-        let wait = [&["wait", "pods", "-n", NAMESPACE, "--for=delete", "--timeout=60s"], &labels[..]].concat();
-        let _ = lab().kubectl("hub", &wait);
-    }
-}
 
 fn get(cluster: &str, what: &[&str]) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&lab().kubectl(cluster, &[&["get", "-n", NAMESPACE, "-o", "json"], what].concat())?)?)

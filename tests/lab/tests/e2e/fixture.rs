@@ -26,6 +26,48 @@ pub fn lab() -> &'static Lab {
 /// How tests enable the addon: they break things on purpose, and the controller would mend them meanwhile.
 pub const UNMENDED: &str = "controller.enabled=false";
 
+/// The controller's Deployment.
+pub const CONTROLLER: &str = "xregion-controller";
+
+/// The controller, enabled as a user does, for as long as this lives.
+pub struct Controller;
+
+impl Controller {
+    /// Enables it.
+    pub fn enable() -> Self {
+        let this = Self;
+        lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true"]).unwrap();
+        this.await_ready("1");
+        this
+    }
+
+    /// Runs so many of it.
+    pub fn scale(&self, replicas: &str) {
+        lab().kubectl("hub", &["scale", "deployment", CONTROLLER, "-n", NAMESPACE, "--replicas", replicas]).unwrap();
+        self.await_ready(if replicas == "0" { "" } else { replicas });
+    }
+
+    /// Waits until so many are ready.
+    pub fn await_ready(&self, want: &str) {
+        let ready = ["get", "deployment", CONTROLLER, "-n", NAMESPACE, "-o", "jsonpath={.status.readyReplicas}"];
+        eventually("the controller", || {
+            let ready = lab().kubectl("hub", &ready)?;
+            anyhow::ensure!(ready == want, "{ready:?} are ready");
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        // A test that has failed already is not to fail here, too.
+        let _ = lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=false"]);
+        let labels = ["-l", "app.kubernetes.io/component=controller,app.kubernetes.io/name=xregion"];
+        let wait = [&["wait", "pods", "-n", NAMESPACE, "--for=delete", "--timeout=60s"], &labels[..]].concat();
+        let _ = lab().kubectl("hub", &wait);
+    }
+}
+
 /// The lab with the addon enabled.
 pub fn enabled() -> &'static Lab {
     static ENABLED: OnceLock<()> = OnceLock::new();

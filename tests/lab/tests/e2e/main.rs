@@ -17,6 +17,7 @@ mod lab;
 mod laptop;
 mod leaves;
 mod looking;
+mod members;
 mod refusals;
 mod regions;
 mod rights;
