@@ -3,10 +3,12 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 
 use crate::error::{Failure, Kind, Result};
 use crate::model::labels::Label;
@@ -16,6 +18,10 @@ use crate::model::names::ClusterName;
 pub const AT_ONCE: usize = 3;
 /// Whose turn it is: the controller lets clusters leave while others join.
 static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+/// How often a join is tried. `vela` (1.10.9) writes the cluster's Secret and asks the gateway for the cluster's version at once; a gateway
+/// that has not heard of the Secret yet answers 500, and vela gives up.
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs `vela cluster join` with a kubeconfig that is in a file only as long as it takes.
 ///
@@ -39,7 +45,16 @@ pub async fn cluster_join(vela: &Path, name: &ClusterName, kubeconfig: &SecretSt
     if !labels.is_empty() {
         args.extend(["--labels", &labels]);
     }
-    run(vela, &args).await.map_err(failed)
+    let mut attempt = 1;
+    loop {
+        match run(vela, &args).await {
+            Ok(()) => return Ok(()),
+            Err(cause) if attempt == ATTEMPTS => return Err(failed(cause)),
+            Err(cause) => tracing::warn!(cluster = %name, "{cause}; trying again"),
+        }
+        attempt += 1;
+        sleep(PAUSE).await;
+    }
 }
 
 /// Runs `vela cluster detach`. It takes the cluster out of the records of what Applications deployed, then removes its Secret; it does
@@ -70,4 +85,26 @@ async fn run(vela: &Path, args: &[&str]) -> Result<(), String> {
     let text = String::from_utf8_lossy(&output.stderr);
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
     Err(format!("vela {} {} failed ({}): {last}", args[0], args[1], output.status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_join_that_fails_for_a_moment_is_tried_again() {
+        let vela = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/failing-vela");
+        for (times, tried, joined) in [(0, 1, true), (2, 3, true), (3, 3, false)] {
+            let directory = tempfile::tempdir().unwrap();
+            let calls = directory.path().join("calls");
+            let kubeconfig = format!("{} {times}\n", calls.display());
+            let outcome = cluster_join(&vela, &"a".parse().unwrap(), &kubeconfig.into(), &[]).await;
+            let calls = std::fs::read_to_string(calls).unwrap();
+            assert_eq!((calls.lines().count(), outcome.is_ok()), (tried, joined), "{outcome:?}");
+            assert!(calls.lines().all(|call| call == "cluster join a"), "{calls}");
+            if let Err(failure) = outcome {
+                assert!(failure.cause().contains("vela cluster join failed (exit status: 1): Error: "), "{failure}");
+            }
+        }
+    }
 }

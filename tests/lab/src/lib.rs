@@ -18,6 +18,7 @@ mod business;
 mod cluster;
 mod command;
 pub mod dns;
+mod drift;
 mod faults;
 mod inside;
 mod kubeconfig;

@@ -194,9 +194,7 @@ impl Lab {
         for further in self.state().clusters()?.iter().filter(|cluster| fixed.iter().all(|one| one.name != cluster.name)) {
             self.stop_cluster(&further.name)?;
         }
-        let bare =
-            r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
-        self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare])?;
+        self.lose_aliases()?;
         self.reset_gateway()
     }
 

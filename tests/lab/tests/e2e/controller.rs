@@ -15,58 +15,24 @@ use super::leaves::is_gone;
 /// Within what it mends.
 const MENDED: Duration = Duration::from_secs(30);
 
-fn get(cluster: &str, what: &[&str]) -> anyhow::Result<Value> {
-    Ok(serde_json::from_str(&lab().kubectl(cluster, &[&["get", "-n", NAMESPACE, "-o", "json"], what].concat())?)?)
-}
-
-/// The way of a cluster through region east: what its route says but for when it was proven, and its port.
+/// The way of a cluster through region east: its route and its port.
 fn way(cluster: &str) -> anyhow::Result<(Value, Value)> {
-    let routes = get("proxy-east", &["configmaps", "-l", &format!("xregion.oam.dev/cluster={cluster}")])?;
-    let mut route = routes["items"][0]["data"].clone();
-    anyhow::ensure!(route["provenAt"].is_string(), "{route}");
-    route["provenAt"] = Value::Null;
-    let service = get("proxy-east", &["service", "cross-region-nginx-proxy-svc"])?;
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let port = ports.into_iter().find(|port| port["name"].as_str().is_some_and(|name| name.starts_with(&format!("{cluster}-"))));
-    Ok((route, port.unwrap_or_default()))
+    Ok((lab().route(cluster)?, lab().port(cluster)?))
 }
 
 /// Deletes the route and the port of a cluster in region east.
 fn lose_way(cluster: &str) {
-    let label = format!("xregion.oam.dev/cluster={cluster}");
-    lab().kubectl("proxy-east", &["delete", "configmaps", "-n", NAMESPACE, "-l", &label]).unwrap();
-    let service = get("proxy-east", &["service", "cross-region-nginx-proxy-svc"]).unwrap();
-    let is_its = |port: &&Value| port["name"].as_str().unwrap().starts_with(&format!("{cluster}-"));
-    let left: Vec<&Value> = service["spec"]["ports"].as_array().unwrap().iter().filter(|port| !is_its(port)).collect();
-    let patch = json!([{"op": "replace", "path": "/spec/ports", "value": left}]).to_string();
-    let patch = ["patch", "service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE, "--type=json", "-p", &patch];
-    lab().kubectl("proxy-east", &patch).unwrap();
+    lab().lose_route(cluster).unwrap();
+    lab().lose_port(cluster).unwrap();
 }
 
-/// What of the gateway's Deployment is xregion's: host aliases in any order, record, and what makes rollouts smooth.
 fn gateway() -> anyhow::Result<Value> {
-    let deployment = get("hub", &["deployment", GATEWAY])?;
-    let (strategy, pod) = (&deployment["spec"]["strategy"], &deployment["spec"]["template"]["spec"]);
-    let mut aliases: Vec<(String, Vec<String>)> = serde_json::from_value::<Vec<Value>>(pod["hostAliases"].clone())
-        .unwrap_or_default()
-        .into_iter()
-        .map(|entry| {
-            let mut names: Vec<String> = serde_json::from_value(entry["hostnames"].clone()).unwrap_or_default();
-            names.sort_unstable();
-            (entry["ip"].to_string(), names)
-        })
-        .collect();
-    aliases.sort_unstable();
-    let record: Value =
-        serde_json::from_str(deployment["metadata"]["annotations"]["xregion.oam.dev/aliases"].as_str().unwrap_or("null"))?;
-    let container = &pod["containers"][0];
-    Ok(json!([aliases, record, strategy["rollingUpdate"]["maxUnavailable"], container["readinessProbe"], container["lifecycle"]]))
+    lab().gateway_settings()
 }
 
 /// Puts the gateway's Deployment to how KubeVela's chart has it, and waits until the proxy clusters answer.
 fn reinstall_gateway() {
-    let bare = r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
-    lab().kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare]).unwrap();
+    lab().lose_aliases().unwrap();
     lab().reset_gateway().unwrap();
 }
 
@@ -134,7 +100,8 @@ fn a_way_and_gateway_come_back_in_one_rollout_without_a_failed_request() {
     assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
     assert_eq!(lab.gateway_revision().unwrap() - revision, 1, "one rollout");
-    let events = get("hub", &["events"]).unwrap();
+    let events = lab.kubectl("hub", &["get", "events", "-n", NAMESPACE, "-o", "json"]).unwrap();
+    let events: Value = serde_json::from_str(&events).unwrap();
     let tells = |kind: &str, name: &str| {
         let is_it = |event: &&Value| {
             event["reason"] == "Mended" && event["involvedObject"]["kind"] == kind && event["involvedObject"]["name"] == name

@@ -8,6 +8,7 @@
 mod batch;
 mod binary;
 mod by_hand;
+mod drift;
 mod joins;
 mod report;
 mod route_live;
@@ -24,6 +25,8 @@ use xregion_lab::site::{self, Dist};
 use joins::{Fresh, JOINS, Side};
 use report::Report;
 
+/// Of how many clusters the ways are undone.
+const DRIFTING: usize = 3;
 /// xregion's joins without load.
 const UNLOADED: usize = 2;
 
@@ -45,14 +48,14 @@ fn run(progress: &Progress) -> Result<()> {
     clear(&lab)?;
 
     let by_hand = half(&lab, || by_hand(&lab, progress)).context("by hand")?;
-    let (xregion, unloaded, routes, binary) = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
+    let (xregion, unloaded, routes, binary, drift) = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
     let batch = half(&lab, || batch(&lab, progress)).context("batch")?;
 
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     // Left there by `make test-faults` and `make test-unit`.
     let counted = |name: &str| fs::read_to_string(directory.join(name)).ok().and_then(|text| serde_json::from_str(&text).ok());
     let (faults, kubeconfigs) = (counted("faults.json"), counted("kubeconfigs.json"));
-    let report = Report { by_hand, xregion, unloaded, routes, binary, batch, faults, kubeconfigs };
+    let report = Report { by_hand, xregion, unloaded, routes, binary, drift, batch, faults, kubeconfigs };
     let file = directory.join("report.json");
     fs::create_dir_all(&directory)?;
     fs::write(&file, serde_json::to_vec_pretty(&report.to_json())?)?;
@@ -85,11 +88,11 @@ fn by_hand(lab: &Lab, progress: &Progress) -> Result<Side> {
     joins::by_hand(lab, progress, &fresh.names)
 }
 
-fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64>, Vec<f64>, binary::Measured)> {
+fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64>, Vec<f64>, binary::Measured, drift::Measured)> {
     progress.step("xregion: enabling the addon, placing region east");
     lab.publish(dist)?;
-    // Joins are measured: nobody else is to write to the gateway meanwhile.
-    lab.enable("xregion", &["controller.enabled=false"])?;
+    // As users have it, with its controller.
+    lab.enable("xregion", &["controller.enabled=true"])?;
     place(lab)?;
 
     progress.step("xregion: starting business clusters");
@@ -105,7 +108,9 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64
     let routes = route_live::measure(lab, &loaded[0])?;
     progress.step("xregion: the binary");
     let binary = binary::measure(lab, &last[0])?;
-    Ok((side, unloaded, routes, binary))
+    progress.step("xregion: what others undo");
+    let drift = drift::measure(lab, progress, &loaded[..DRIFTING])?;
+    Ok((side, unloaded, routes, binary, drift))
 }
 
 fn place(lab: &Lab) -> Result<()> {

@@ -7,6 +7,7 @@ use xregion_lab::load::Outcome;
 
 use crate::batch::{self, Burst};
 use crate::binary::Measured;
+use crate::drift;
 use crate::joins::Side;
 
 const JOIN_SECONDS: f64 = 15.0;
@@ -15,6 +16,7 @@ const ROUTE_SECONDS: f64 = 2.0;
 const BATCH_SECONDS: f64 = 30.0;
 const BATCH_RELOADS: usize = 3;
 const LEAVE_SECONDS: f64 = 15.0;
+const DRIFT_SECONDS: f64 = 30.0;
 
 /// All that was measured.
 pub struct Report {
@@ -25,6 +27,8 @@ pub struct Report {
     /// Seconds until a route served.
     pub routes: Vec<f64>,
     pub binary: Measured,
+    /// What others undid.
+    pub drift: drift::Measured,
     pub batch: batch::Measured,
     /// `tried` and `converged`: deaths at kill points, counted by `make test-faults`.
     pub faults: Option<Value>,
@@ -43,7 +47,7 @@ impl Report {
 
     /// Everything, raw samples included.
     pub fn to_json(&self) -> Value {
-        let Self { by_hand, xregion, unloaded, routes, binary, batch, faults, kubeconfigs } = self;
+        let Self { by_hand, xregion, unloaded, routes, binary, drift, batch, faults, kubeconfigs } = self;
         json!({
             "join": {
                 "xregion": {"p50_s": xregion.p50(), "samples_s": xregion.seconds(), "without_load_s": unloaded},
@@ -71,6 +75,13 @@ impl Report {
                 "peak_rss_mb": binary.peak_rss,
                 "size_mb": binary.size,
             },
+            "drift": {
+                "tried": drift.tried,
+                "healed": drift.healed.len(),
+                "p50_s": median(&drift.healed),
+                "samples_s": drift.healed,
+                "goal": {"healed": drift.tried, "s_at_most": DRIFT_SECONDS, "met": drift_met(drift)},
+            },
             "faults": faults,
             "kubeconfigs": kubeconfigs,
             "batch": {"step": burst(&batch.step, 1), "parallel": burst(&batch.parallel, 2)},
@@ -87,7 +98,7 @@ impl Report {
 
     /// For people.
     pub fn to_table(&self) -> String {
-        let Self { by_hand, xregion, unloaded, routes, binary, batch, faults, kubeconfigs } = self;
+        let Self { by_hand, xregion, unloaded, routes, binary, drift, batch, faults, kubeconfigs } = self;
         let mut table = String::new();
         let mut row = |what: &str, xregion: String, by_hand: String, goal: &str, met: Option<bool>| {
             let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
@@ -127,6 +138,11 @@ impl Report {
         row("leave, median", seconds(median(&batch.leaves)), String::new(), &goal, Some(leave_met(batch)));
         let load = &batch.leaves_load;
         row("  failed requests", format!("{} of {}", load.failed, load.requests), String::new(), "", None);
+        let goal = format!("all, <= {DRIFT_SECONDS:.0} s");
+        let healed = format!("{} of {}", drift.healed.len(), drift.tried);
+        row("drift, healed", healed, String::new(), &goal, Some(drift_met(drift)));
+        row("  median", seconds(median(&drift.healed)), String::new(), "", None);
+        row("  shortest to longest", range(&drift.healed), String::new(), "", None);
         let count = |counted: &Option<Value>, good: &str, how: &str| match counted {
             Some(counted) => format!("{} of {}", counted[good], counted["tried"]),
             None => format!("make {how}"),
@@ -173,6 +189,10 @@ fn burst_met(burst: &Burst, rollouts: u32) -> bool {
 
 fn leave_met(batch: &batch::Measured) -> bool {
     median(&batch.leaves) <= LEAVE_SECONDS && batch.leaves_load.failed == 0
+}
+
+fn drift_met(drift: &drift::Measured) -> bool {
+    drift.healed.len() == drift.tried && drift.healed.iter().all(|seconds| *seconds <= DRIFT_SECONDS)
 }
 
 fn burst(burst: &Burst, rollouts: u32) -> Value {
@@ -244,6 +264,7 @@ mod tests {
             unloaded: vec![8.0],
             routes: vec![0.5, 0.7],
             binary,
+            drift: drift::Measured { tried: 2, healed: vec![5.0, 31.0] },
             batch,
             faults: Some(json!({"tried": 5, "converged": 5})),
             kubeconfigs: None,
@@ -277,6 +298,9 @@ mod tests {
             "/batch/parallel/failed_requests",
             "/leave/p50_s",
             "/leave/failed_requests",
+            "/drift/tried",
+            "/drift/healed",
+            "/drift/p50_s",
             "/faults/tried",
             "/faults/converged",
         ] {
@@ -286,6 +310,7 @@ mod tests {
         assert_eq!(json["join"]["goal"]["met"], true);
         assert_eq!(json["batch"]["step"]["goal"]["met"], true);
         assert_eq!(json["batch"]["parallel"]["goal"]["met"], false, "31 s");
+        assert_eq!(json["drift"]["goal"]["met"], false, "31 s");
     }
 
     #[test]

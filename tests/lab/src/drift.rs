@@ -1,0 +1,104 @@
+//! What xregion keeps as recorded, to be read, and to be broken as other people break it.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::Lab;
+use crate::site::{GATEWAY, NAMESPACE};
+
+const REGION: &str = "proxy-east";
+const SERVICE: &str = "cross-region-nginx-proxy-svc";
+
+impl Lab {
+    fn get_json(&self, cluster: &str, what: &[&str]) -> Result<Value> {
+        let text = self.kubectl(cluster, &[&["get", "-n", NAMESPACE, "-o", "json"], what].concat())?;
+        serde_json::from_str(&text).with_context(|| text)
+    }
+
+    /// What the route of a cluster in region east says, but for when it was proven.
+    ///
+    /// # Errors
+    /// When there is none, or it was not proven.
+    pub fn route(&self, cluster: &str) -> Result<Value> {
+        let routes = self.get_json(REGION, &["configmaps", "-l", &format!("xregion.oam.dev/cluster={cluster}")])?;
+        let mut route = routes["items"][0]["data"].clone();
+        ensure!(route["provenAt"].is_string(), "{route}");
+        route["provenAt"] = Value::Null;
+        Ok(route)
+    }
+
+    /// The port of a cluster on region east's Service.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn port(&self, cluster: &str) -> Result<Value> {
+        let (mine, _) = self.ports(cluster)?;
+        mine.into_iter().next().with_context(|| format!("{cluster} has no port"))
+    }
+
+    /// The ports of a cluster on region east's Service, and those of others.
+    fn ports(&self, cluster: &str) -> Result<(Vec<Value>, Vec<Value>)> {
+        let service = self.get_json(REGION, &["service", SERVICE])?;
+        let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+        let prefix = format!("{cluster}-");
+        Ok(ports.into_iter().partition(|port| port["name"].as_str().is_some_and(|name| name.starts_with(&prefix))))
+    }
+
+    /// Deletes the route of a cluster in region east.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn lose_route(&self, cluster: &str) -> Result<()> {
+        let label = format!("xregion.oam.dev/cluster={cluster}");
+        self.kubectl(REGION, &["delete", "configmaps", "-n", NAMESPACE, "-l", &label]).map(drop)
+    }
+
+    /// Takes the port of a cluster off region east's Service.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn lose_port(&self, cluster: &str) -> Result<()> {
+        let (_, others) = self.ports(cluster)?;
+        let patch = json!([{"op": "replace", "path": "/spec/ports", "value": others}]).to_string();
+        self.kubectl(REGION, &["patch", "service", SERVICE, "-n", NAMESPACE, "--type=json", "-p", &patch]).map(drop)
+    }
+
+    /// What of the gateway's Deployment is xregion's: host aliases in any order, their record, and what makes rollouts smooth.
+    ///
+    /// # Errors
+    /// When the Deployment can't be read.
+    pub fn gateway_settings(&self) -> Result<Value> {
+        let deployment = self.get_json("hub", &["deployment", GATEWAY])?;
+        let (strategy, pod) = (&deployment["spec"]["strategy"], &deployment["spec"]["template"]["spec"]);
+        let mut aliases: Vec<(String, Vec<String>)> = serde_json::from_value::<Vec<Value>>(pod["hostAliases"].clone())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|entry| {
+                let mut names: Vec<String> = serde_json::from_value(entry["hostnames"].clone()).unwrap_or_default();
+                names.sort_unstable();
+                (entry["ip"].to_string(), names)
+            })
+            .collect();
+        aliases.sort_unstable();
+        let record = deployment["metadata"]["annotations"]["xregion.oam.dev/aliases"].as_str().unwrap_or("null");
+        let record: Value = serde_json::from_str(record)?;
+        let container = &pod["containers"][0];
+        Ok(json!([
+            aliases,
+            record,
+            strategy["rollingUpdate"]["maxUnavailable"],
+            container["readinessProbe"],
+            container["lifecycle"]
+        ]))
+    }
+
+    /// Takes the host aliases and their record off the gateway's Deployment.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn lose_aliases(&self) -> Result<()> {
+        let bare =
+            r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
+        self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare]).map(drop)
+    }
+}
