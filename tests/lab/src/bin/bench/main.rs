@@ -48,14 +48,14 @@ fn run(progress: &Progress) -> Result<()> {
     clear(&lab)?;
 
     let by_hand = half(&lab, || by_hand(&lab, progress)).context("by hand")?;
-    let (xregion, unloaded, routes, binary, drift) = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
+    let Ours { joins, unloaded, routes, binary, drift } = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
     let batch = half(&lab, || batch(&lab, progress)).context("batch")?;
 
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     // Left there by `make test-faults` and `make test-unit`.
     let counted = |name: &str| fs::read_to_string(directory.join(name)).ok().and_then(|text| serde_json::from_str(&text).ok());
     let (faults, kubeconfigs) = (counted("faults.json"), counted("kubeconfigs.json"));
-    let report = Report { by_hand, xregion, unloaded, routes, binary, drift, batch, faults, kubeconfigs };
+    let report = Report { by_hand, xregion: joins, unloaded, routes, binary, drift, batch, faults, kubeconfigs };
     let file = directory.join("report.json");
     fs::create_dir_all(&directory)?;
     fs::write(&file, serde_json::to_vec_pretty(&report.to_json())?)?;
@@ -63,6 +63,15 @@ fn run(progress: &Progress) -> Result<()> {
     print!("{}", report.to_table());
     println!("everything: {}", file.canonicalize()?.display());
     Ok(())
+}
+
+/// What is measured of xregion, but for batches.
+struct Ours {
+    joins: Side,
+    unloaded: Vec<f64>,
+    routes: Vec<f64>,
+    binary: binary::Measured,
+    drift: drift::Measured,
 }
 
 /// Runs one side, and takes away what it made even if it failed.
@@ -88,7 +97,7 @@ fn by_hand(lab: &Lab, progress: &Progress) -> Result<Side> {
     joins::by_hand(lab, progress, &fresh.names)
 }
 
-fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64>, Vec<f64>, binary::Measured, drift::Measured)> {
+fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<Ours> {
     progress.step("xregion: enabling the addon, placing region east");
     lab.publish(dist)?;
     // As users have it, with its controller.
@@ -99,7 +108,7 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64
     let fresh = Fresh::start(lab, "x", JOINS + UNLOADED + 1)?;
     progress.step("xregion: joining them under load");
     let (loaded, rest) = fresh.names.split_at(JOINS);
-    let side = joins::xregion(lab, progress, loaded)?;
+    let joins = joins::xregion(lab, progress, loaded)?;
     progress.step("xregion: joining without load");
     let (unloaded, last) = rest.split_at(UNLOADED);
     let unloaded = unloaded.iter().map(|cluster| joins::by_application(lab, cluster)).collect::<Result<_>>()?;
@@ -110,7 +119,7 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<(Side, Vec<f64
     let binary = binary::measure(lab, &last[0])?;
     progress.step("xregion: what others undo");
     let drift = drift::measure(lab, progress, &loaded[..DRIFTING])?;
-    Ok((side, unloaded, routes, binary, drift))
+    Ok(Ours { joins, unloaded, routes, binary, drift })
 }
 
 fn place(lab: &Lab) -> Result<()> {
