@@ -145,7 +145,7 @@ kinds! {
 }
 
 /// An error with one cause and the next step, as shown in `vela status` and on a terminal.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// What kind it is.
     pub kind: Kind,

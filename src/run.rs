@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
 use crate::cli::{
@@ -294,21 +293,24 @@ async fn bounded<T>(work: impl Future<Output = Result<T>>, timeout: Duration, pr
 
 async fn controller(args: ControllerArgs) -> Result<()> {
     // First of all: the first process of a container ignores the signals it has no handler for.
-    let mut stop = pin!(asked_to_end());
-    let _ = futures::poll!(&mut stop);
+    let stop = asked_to_end();
     controller::run(args, &Hub::connect().await?, stop).await
 }
 
-async fn asked_to_end() {
-    let wait = |kind| async move {
-        match signal(kind) {
+/// Whatever asks from this call on is noticed, also before the future is polled.
+fn asked_to_end() -> impl Future<Output = ()> {
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let wait = |signal: std::io::Result<Signal>| async move {
+        match signal {
             Ok(mut signal) => drop(signal.recv().await),
             Err(_) => std::future::pending().await,
         }
     };
-    tokio::select! {
-        () = wait(SignalKind::terminate()) => {}
-        () = wait(SignalKind::interrupt()) => {}
+    async move {
+        tokio::select! {
+            () = wait(terminate) => {}
+            () = wait(interrupt) => {}
+        }
     }
 }
 

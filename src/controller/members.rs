@@ -174,7 +174,7 @@ impl<'a> Members<'a> {
         let count = members.len();
         let place = match self.hub.members_place().await {
             Ok(place) => place,
-            Err(failure) => return (0..count).map(|_| Err(again(&failure))).collect(),
+            Err(failure) => return (0..count).map(|_| Err(failure.clone())).collect(),
         };
         let progress = Progress::new(self.hub, place);
         let undos: Arc<Vec<Undo>> = Arc::new(members.iter().map(|_| Undo::default()).collect());
@@ -190,7 +190,7 @@ impl<'a> Members<'a> {
         };
         let failure = undone(&undos, failure).await;
         progress.fail(&failure).await;
-        (0..count).map(|_| Err(again(&failure))).collect()
+        (0..count).map(|_| Err(failure.clone())).collect()
     }
 
     async fn joined(&self, Joining { member, wish, arg }: &Joining<'_>, joined: &Joined) -> Result<()> {
@@ -289,11 +289,6 @@ fn too_long(progress: &Progress) -> Failure {
         format!("it took longer than {} s, the last of it {}", PATIENCE.as_secs(), progress.last()),
         "see the controller's log and xregion status",
     )
-}
-
-/// The same failure for one more member.
-fn again(failure: &Failure) -> Failure {
-    Failure::new(failure.kind, failure.cause(), failure.hint())
 }
 
 fn unexpected() -> Failure {

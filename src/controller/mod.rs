@@ -270,10 +270,7 @@ impl Controller<'_> {
             let progress = Progress::new(self.hub, None);
             let rolled = self.patiently(rolling::roll(self.hub, gateway, &progress, change)).await;
             let of_gateway = due.into_iter().filter(|repair| !matches!(repair, Repair::Way { .. }));
-            done.extend(of_gateway.map(|repair| {
-                let outcome = rolled.as_ref().map(|rolled| *rolled);
-                (repair, outcome.map_err(|failure| Failure::new(failure.kind, failure.cause(), failure.hint())))
-            }));
+            done.extend(of_gateway.map(|repair| (repair, rolled.clone())));
         }
         done
     }

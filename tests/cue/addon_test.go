@@ -1,7 +1,6 @@
 package cue_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -64,11 +63,7 @@ func renderedJob(t *testing.T, parameters map[string]any) batchv1.Job {
 		t.Fatal(err)
 	}
 	var job batchv1.Job
-	decoder := json.NewDecoder(strings.NewReader(at(t, objects["ConfigMap/xregion-job"].Object, "data", "job.json").(string)))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&job); err != nil {
-		t.Fatal(err)
-	}
+	decodeStrictly(t, at(t, objects["ConfigMap/xregion-job"].Object, "data", "job.json").(string), &job)
 	return job
 }
 
@@ -175,11 +170,7 @@ func renderedController(t *testing.T, parameters map[string]any) appsv1.Deployme
 		t.Fatal(err)
 	}
 	var deployment appsv1.Deployment
-	decoder := json.NewDecoder(bytes.NewReader(must(json.Marshal(objects["Deployment/xregion-controller"].Object))(t)))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&deployment); err != nil {
-		t.Fatal(err)
-	}
+	decodeStrictly(t, string(must(json.Marshal(objects["Deployment/xregion-controller"].Object))(t)), &deployment)
 	return deployment
 }
 

@@ -13,8 +13,11 @@ import (
 
 	"github.com/kubevela/pkg/cue/cuex"
 	"github.com/kubevela/pkg/util/singleton"
+	"github.com/kubevela/workflow/pkg/cue/process"
 	"github.com/oam-dev/kubevela/apis/core.oam.dev/v1beta1"
 	"github.com/oam-dev/kubevela/pkg/addon"
+	componentdef "github.com/oam-dev/kubevela/pkg/cue/definition"
+	velaprocess "github.com/oam-dev/kubevela/pkg/cue/process"
 	"github.com/oam-dev/kubevela/pkg/definition"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -143,6 +146,32 @@ func decode(t *testing.T, text string, into any) {
 	if err := yaml.Unmarshal([]byte(text), into); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// decodeStrictly refuses fields that the type has not.
+func decodeStrictly(t *testing.T, text string, into any) {
+	t.Helper()
+	decoder := json.NewDecoder(strings.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// completeComponent renders a component as KubeVela does: its output and its other objects.
+func completeComponent(t *testing.T, definition, app, name string, parameters map[string]any) (*unstructured.Unstructured, []process.Auxiliary, error) {
+	t.Helper()
+	ctx := velaprocess.NewContext(velaprocess.ContextData{
+		Ctx: context.Background(), AppName: app, CompName: name, Namespace: "default", AppRevisionName: app + "-v1",
+	})
+	template := templateOf(t, loadDefinition(t, definition))
+	if err := componentdef.NewWorkloadAbstractEngine(definition).Complete(ctx, template, parameters); err != nil {
+		return nil, nil, err
+	}
+	base, others := ctx.Output()
+	// an incomplete value shows here
+	output, err := base.Unstructured()
+	return output, others, err
 }
 
 // at walks maps and lists: at(t, object, "spec", "containers", 0, "args").

@@ -8,9 +8,7 @@ import (
 	"testing"
 
 	"github.com/oam-dev/kubevela/apis/core.oam.dev/v1beta1"
-	componentdef "github.com/oam-dev/kubevela/pkg/cue/definition"
 	"github.com/oam-dev/kubevela/pkg/cue/definition/health"
-	"github.com/oam-dev/kubevela/pkg/cue/process"
 	"github.com/oam-dev/kubevela/pkg/utils/apply"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,17 +20,8 @@ import (
 // renderMember completes xregion-member as KubeVela does, in an Application of this name.
 func renderMember(t *testing.T, app string, parameters map[string]any) (corev1.ConfigMap, error) {
 	t.Helper()
-	ctx := process.NewContext(process.ContextData{
-		Ctx: context.Background(), AppName: app, CompName: "business-a", Namespace: "default", AppRevisionName: app + "-v1",
-	})
 	var rendered corev1.ConfigMap
-	template := templateOf(t, loadDefinition(t, "xregion-member"))
-	if err := componentdef.NewWorkloadAbstractEngine("xregion-member").Complete(ctx, template, parameters); err != nil {
-		return rendered, err
-	}
-	base, others := ctx.Output()
-	// an incomplete value shows here
-	output, err := base.Unstructured()
+	output, others, err := completeComponent(t, "xregion-member", app, "business-a", parameters)
 	if err != nil {
 		return rendered, err
 	}

@@ -1,16 +1,13 @@
 package cue_test
 
 import (
-	"context"
 	"encoding/json"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/oam-dev/kubevela/apis/core.oam.dev/v1beta1"
-	componentdef "github.com/oam-dev/kubevela/pkg/cue/definition"
 	"github.com/oam-dev/kubevela/pkg/cue/definition/health"
-	"github.com/oam-dev/kubevela/pkg/cue/process"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -20,17 +17,8 @@ import (
 // renderProxy completes xregion-proxy as KubeVela does: the Deployment, and the other objects by "Kind/name".
 func renderProxy(t *testing.T, parameters map[string]any) (appsv1.Deployment, map[string]*unstructured.Unstructured, error) {
 	t.Helper()
-	ctx := process.NewContext(process.ContextData{
-		Ctx: context.Background(), AppName: "region-east", CompName: "east", Namespace: "default", AppRevisionName: "region-east-v1",
-	})
 	var deployment appsv1.Deployment
-	template := templateOf(t, loadDefinition(t, "xregion-proxy"))
-	if err := componentdef.NewWorkloadAbstractEngine("xregion-proxy").Complete(ctx, template, parameters); err != nil {
-		return deployment, nil, err
-	}
-	base, others := ctx.Output()
-	// an incomplete value shows here
-	output, err := base.Unstructured()
+	output, others, err := completeComponent(t, "xregion-proxy", "region-east", "east", parameters)
 	if err != nil {
 		return deployment, nil, err
 	}

@@ -8,7 +8,8 @@ use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 use xregion_lab::{BusinessSpec, Lab, Region};
 
 use super::fixture::{
-    Snapshot, Watch, annotation, bring, eventually, fresh, is_there, join, join_all, joined, lab, properties, through_gateway,
+    Snapshot, Watch, annotation, bring, eventually, fresh, is_there, join, join_all, joined, lab, properties, start,
+    through_gateway,
 };
 use super::leaves::is_gone;
 
@@ -142,10 +143,7 @@ fn e_list_of_clusters_is_joined_by_one_rollout_and_a_bad_one_holds_no_other_back
     let specs: Vec<_> = (144..148).map(fresh).collect();
     let mut clusters = Vec::new();
     for spec in &specs {
-        lab.start_business(spec).unwrap();
-        let secret = format!("{}-kubeconfig", spec.name);
-        lab.put_kubeconfig(&secret, &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
-        clusters.push(json!({"cluster": spec.name, "kubeconfig": {"secret": secret}}));
+        clusters.push(json!({"cluster": spec.name, "kubeconfig": {"secret": start(spec)}}));
     }
     clusters.insert(1, json!({"cluster": "broken", "kubeconfig": {"secret": "nowhere"}}));
     let before = lab.gateway_revision().unwrap();

@@ -156,14 +156,25 @@ pub fn fresh(host: u8) -> BusinessSpec {
     }
 }
 
+/// The Secret that brings the kubeconfig of a business cluster.
+pub fn secret(spec: &BusinessSpec) -> String {
+    format!("{}-kubeconfig", spec.name)
+}
+
+/// Starts a business cluster and brings its kubeconfig, in a Secret of its own, whose name it gives.
+pub fn start(spec: &BusinessSpec) -> String {
+    let secret = secret(spec);
+    lab().start_business(spec).unwrap();
+    lab().put_kubeconfig(&secret, &lab().user_kubeconfig(&spec.name).unwrap()).unwrap();
+    secret
+}
+
 /// Starts business clusters and joins them by one step, each with properties of its own.
 pub fn join_all(specs: &[(&BusinessSpec, Value)]) {
     let lab = joined();
     let mut clusters = Vec::new();
     for (spec, more) in specs {
-        lab.start_business(spec).unwrap();
-        let secret = format!("{}-kubeconfig", spec.name);
-        lab.put_kubeconfig(&secret, &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
+        let secret = start(spec);
         let region = if spec.region == Region::East { "proxy-east" } else { "proxy-west" };
         clusters.push(properties(&spec.name, region, &secret, more.clone()));
     }

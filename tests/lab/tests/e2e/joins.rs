@@ -9,7 +9,7 @@ use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 
 use super::fixture::{
     Duration, Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, lab, properties,
-    regions,
+    regions, start,
 };
 
 #[test]
@@ -138,13 +138,10 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
 fn i_joins_at_the_same_time_share_a_rollout_and_no_port() {
     let lab = joined();
     let specs = [fresh(123), fresh(124), fresh(125)];
-    for spec in &specs {
-        lab.start_business(spec).unwrap();
-        lab.put_kubeconfig(&format!("{}-kubeconfig", spec.name), &lab.user_kubeconfig(&spec.name).unwrap()).unwrap();
-    }
+    let secrets = specs.each_ref().map(start);
     let before = lab.gateway_revision().unwrap();
-    for spec in &specs {
-        let properties = properties(&spec.name, "proxy-east", &format!("{}-kubeconfig", spec.name), json!({}));
+    for (spec, secret) in specs.iter().zip(&secrets) {
+        let properties = properties(&spec.name, "proxy-east", secret, json!({}));
         lab.vela_up(&site::membership(&spec.name, &properties)).unwrap();
     }
     let mut ports = std::collections::BTreeSet::new();

@@ -5,19 +5,10 @@ use xregion_lab::site::{self, NAMESPACE};
 use xregion_lab::{BusinessSpec, wait};
 
 use super::fixture::{
-    CONTROLLER, Controller, Duration, annotation, eventually, fresh, identity, is_there, joined, lab, through_gateway,
+    CONTROLLER, Controller, Duration, annotation, eventually, fresh, identity, is_there, joined, lab, secret, start,
+    through_gateway,
 };
 use super::leaves::is_gone;
-
-fn secret(spec: &BusinessSpec) -> String {
-    format!("{}-kubeconfig", spec.name)
-}
-
-/// Starts a cluster, and brings its kubeconfig.
-fn start(spec: &BusinessSpec) {
-    lab().start_business(spec).unwrap();
-    lab().put_kubeconfig(&secret(spec), &lab().user_kubeconfig(&spec.name).unwrap()).unwrap();
-}
 
 fn properties(spec: &BusinessSpec, more: &Value) -> Value {
     let mut properties = json!({"region": "proxy-east", "kubeconfig": {"secret": secret(spec)}});
@@ -60,16 +51,23 @@ fn begin_to_delete(application: &str) {
 
 /// Waits until neither the Application nor its member nor anything of the cluster is there. A controller that died may have left two
 /// Leases that have to run out, one after the other.
-fn await_end_of(application: &str, cluster: &str) {
-    let end = wait::until(&format!("the end of {application}"), Duration::from_secs(150), || {
-        anyhow::ensure!(member(application)?.is_none(), "its member is there");
-        let found = ["get", "application", application, "-n", "default", "--ignore-not-found", "-o", "name"];
+fn await_end_of(cluster: &str) {
+    let end = wait::until(&format!("the end of {cluster}"), Duration::from_secs(150), || {
+        anyhow::ensure!(member(cluster)?.is_none(), "its member is there");
+        let found = ["get", "application", cluster, "-n", "default", "--ignore-not-found", "-o", "name"];
         let found = lab().kubectl("hub", &found)?;
         anyhow::ensure!(found.is_empty(), "{found} is there");
         Ok(())
     });
     end.unwrap();
     is_gone(cluster);
+}
+
+/// The end of a test: its clusters, whose Applications are being deleted, have left while the controller still runs.
+fn end(controller: Controller, specs: &[&BusinessSpec]) {
+    specs.iter().for_each(|spec| await_end_of(&spec.name));
+    drop(controller);
+    specs.iter().for_each(|spec| lab().stop_cluster(&spec.name).unwrap());
 }
 
 #[test]
@@ -102,9 +100,7 @@ fn a_cluster_is_joined_as_declared_follows_and_leaves_when_nothing_uses_it() {
     await_told(&spec.name, "waiting", "default/lodger");
     is_there(&spec.name);
     lab.vela_delete("lodger").unwrap();
-    await_end_of(&spec.name, &spec.name);
-    drop(controller);
-    lab.stop_cluster(&spec.name).unwrap();
+    end(controller, &[&spec]);
 }
 
 #[test]
@@ -132,9 +128,7 @@ fn b_cluster_is_joined_again_when_its_kubeconfig_changes() {
     is_there(&spec.name);
 
     lab.vela_delete(&spec.name).unwrap();
-    await_end_of(&spec.name, &spec.name);
-    drop(controller);
-    lab.stop_cluster(&spec.name).unwrap();
+    end(controller, &[&spec]);
 }
 
 #[test]
@@ -151,9 +145,7 @@ fn c_second_member_of_a_name_does_nothing_and_a_cluster_of_a_step_is_adopted() {
     lab.await_running(&spec.name).unwrap();
     assert_eq!((annotation(&spec.name, "node-port"), lab.gateway_revision().unwrap()), (before, revision), "nothing changed");
 
-    let mut second = site::member("second", &properties(&spec, &json!({"cluster": spec.name})));
-    second["metadata"]["name"] = json!("second");
-    lab.vela_up(&second).unwrap();
+    lab.vela_up(&site::member("second", &properties(&spec, &json!({"cluster": spec.name})))).unwrap();
     await_told("second", "waiting", &format!("has the cluster name {} already", spec.name));
     lab.vela_delete("second").unwrap();
     assert!(member("second").unwrap().is_none());
@@ -161,9 +153,7 @@ fn c_second_member_of_a_name_does_nothing_and_a_cluster_of_a_step_is_adopted() {
 
     lab.vela_delete(&format!("join-{}", spec.name)).unwrap();
     lab.vela_delete(&spec.name).unwrap();
-    await_end_of(&spec.name, &spec.name);
-    drop(controller);
-    lab.stop_cluster(&spec.name).unwrap();
+    end(controller, &[&spec]);
 }
 
 #[test]
@@ -171,7 +161,9 @@ fn c_second_member_of_a_name_does_nothing_and_a_cluster_of_a_step_is_adopted() {
 fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
     let lab = joined();
     let (spec, twin) = (fresh(184), fresh(185));
-    [&spec, &twin].into_iter().for_each(start);
+    for spec in [&spec, &twin] {
+        start(spec);
+    }
     let controller = Controller::enable();
     let kill = |grace: &str| {
         let pods =
@@ -192,15 +184,11 @@ fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
     // Deleted before it has joined: the next controller takes away what there is.
     for spec in [&spec, &twin] {
         lab.vela_delete(&spec.name).unwrap();
-        await_end_of(&spec.name, &spec.name);
+        await_end_of(&spec.name);
     }
     declare(&spec, &json!({}));
     await_told(&spec.name, "joining", "joining through proxy-east");
     begin_to_delete(&spec.name);
     kill("--grace-period=0");
-    await_end_of(&spec.name, &spec.name);
-    drop(controller);
-    for spec in [&spec, &twin] {
-        lab.stop_cluster(&spec.name).unwrap();
-    }
+    end(controller, &[&spec, &twin]);
 }
