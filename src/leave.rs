@@ -18,7 +18,7 @@ use crate::model::left::Left;
 use crate::model::names::{ClusterName, NAMESPACE, Slot};
 use crate::model::plan::{Change, Plan};
 use crate::model::region::SERVICE;
-use crate::region::Region;
+use crate::region::{Region, release_ports};
 use crate::rolling;
 use crate::vela;
 
@@ -136,7 +136,7 @@ pub async fn clear(hub: &Hub, leftover: &Leftover) -> Result<bool> {
     match Region::enter(hub, &leftover.region).await {
         Ok(region) => {
             for slot in Slot::ALL {
-                found |= region.release_ports(&hub.id.port_name(&leftover.cluster, slot)).await?;
+                found |= release_ports(hub, &region, &hub.id.port_name(&leftover.cluster, slot)).await?;
                 found |= region.remove_route(&hub.id.route_name(&leftover.cluster, slot)).await?;
             }
         }

@@ -44,9 +44,14 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
     let asks = |name: &ClusterName, region: &ClusterName| asked.is_none_or(|asked| asked == name || asked == region);
     let members = members.filter(|(name, membership, _)| asks(name, &membership.region));
 
-    let (addon, controller, seen, clusters) = futures::join!(
+    let services = async {
+        let led = hub.leads_to_services().await?;
+        if led { hub.entries().await.map(Some) } else { Ok(None) }
+    };
+    let (addon, controller, services, seen, clusters) = futures::join!(
         job::enabled(hub),
         hub.controller(),
+        services,
         join_all(recorded.to_read(asked).into_iter().map(|name| look_into(hub, name))),
         join_all(members.map(|(name, membership, cluster)| look_at_cluster(hub, name, membership, cluster))),
     );
@@ -66,6 +71,7 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
         joined,
         // Whoever may not read it misses only what it says.
         controller: controller.unwrap_or_default(),
+        services: services.unwrap_or_default(),
     })
 }
 

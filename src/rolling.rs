@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::try_join;
 use tokio::time::{Instant, sleep};
 
 use crate::error::Result;
@@ -13,9 +14,10 @@ use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::progress::Progress;
 use crate::lock::holder_name;
-use crate::model::aliases::{HostAliases, Wanted};
+use crate::model::aliases::{HostAliases, Leads, Wanted};
 use crate::model::names::{ClusterName, DnsName};
-use crate::model::nodes::aliased_addresses;
+use crate::model::nodes::{Way, aliased_addresses};
+use crate::model::services::{Entries, Needs};
 use crate::region::Region;
 
 /// How long a rollout waits for what others are about to want, so that one serves them all. It takes about as long itself.
@@ -32,8 +34,8 @@ const QUEUE_EVERY_AT_MOST: Duration = Duration::from_secs(2);
 pub struct Change {
     /// The names it wants, each proven.
     pub wanted: Vec<Wanted>,
-    /// Where the names of a region lead.
-    pub addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// The regions whose names may have to be led elsewhere, and what is known of each.
+    pub regions: BTreeMap<ClusterName, Way>,
     /// The clusters whose every claim goes.
     pub leaving: BTreeSet<ClusterName>,
     /// Whether names that were made by hand, and lead into the region already, are taken over.
@@ -45,20 +47,51 @@ pub struct Change {
     pub mends: bool,
 }
 
+/// Where the names of regions lead.
+pub type Leading = BTreeMap<String, Leads>;
+
 impl Change {
+    /// Takes a region into the change: its nodes, and a port there.
+    pub fn enter(&mut self, region: &ClusterName, nodes: &BTreeSet<IpAddr>, port: Option<u16>) {
+        let way = self.regions.entry(region.clone()).or_default();
+        way.nodes.extend(nodes);
+        way.ports.extend(port);
+    }
+
+    /// Where the names of its regions lead: to the nodes themselves, or to Services on the hub, if those have all that is needed.
+    pub fn leading(&self, services: Option<&BTreeMap<ClusterName, Entries>>) -> Option<Leading> {
+        let lead = |(region, way): (&ClusterName, &Way)| {
+            let leads = match services {
+                None => Leads::from(way.nodes.clone()),
+                Some(services) => services.get(region)?.leads(&way.ports, &way.nodes)?,
+            };
+            Some((region.to_string(), leads))
+        };
+        self.regions.iter().map(lead).collect()
+    }
+
+    /// Where the names of its regions will lead, by what is known before the Services there are have all that is needed.
+    pub fn leading_ahead(&self, services: &BTreeMap<ClusterName, Entries>) -> Leading {
+        let lead = |(region, way): (&ClusterName, &Way)| {
+            let leads = services.get(region)?.leads(&BTreeSet::new(), &way.nodes)?;
+            Some((region.to_string(), leads))
+        };
+        self.regions.iter().filter_map(lead).collect()
+    }
+
     /// The aliases with this change, and names that other runs want. What is not admitted is left out: its own run says why.
-    pub fn applied_to(&self, now: &HostAliases, others: &[Wanted]) -> HostAliases {
+    pub fn applied_to(&self, now: &HostAliases, others: &[Wanted], leading: &Leading) -> HostAliases {
         let mut aliases = self.leaving.iter().fold(now.clone(), |aliases, cluster| aliases.without_cluster(cluster));
         for (host, cluster) in &self.dropped {
             aliases = aliases.without(host, cluster);
         }
-        (aliases, _) = aliases.with_admitted(&self.wanted, &self.addresses, self.adopt);
+        (aliases, _) = aliases.with_admitted(&self.wanted, leading, self.adopt);
         for wanted in others {
             if aliases.admit(wanted).is_ok() {
-                aliases = aliases.with(std::slice::from_ref(wanted), &self.addresses);
+                aliases = aliases.with(std::slice::from_ref(wanted), leading);
             }
         }
-        aliases.with(&[], &self.addresses)
+        aliases.with(&[], leading)
     }
 
     /// Gives up the names that are on record no more, and those of clusters that another run sees to: they may have begun to leave or to
@@ -86,11 +119,14 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     // The controller's mending and its joins may roll at once, in one process.
     let holder = format!("{}-{}", holder_name()?, ROLLS.fetch_add(1, Ordering::Relaxed));
     let gateway = &gateway.clone().smoothing(change.mends);
+    let by_services = hub.leads_to_services().await?;
     let mut seen = gateway.see().await?;
     let hosts = change.hosts(&seen.aliases);
     let (start, mut differed) = (Instant::now(), false);
     let lock = loop {
-        let applied = change.applied_to(&seen.aliases, &[]) == seen.aliases && !gateway.needs_smoothing(&seen);
+        let services = if by_services && !change.regions.is_empty() { Some(hub.entries().await?) } else { None };
+        let is_there = |leading: Leading| change.applied_to(&seen.aliases, &[], &leading) == seen.aliases;
+        let applied = change.leading(services.as_ref()).is_some_and(is_there) && !gateway.needs_smoothing(&seen);
         differed |= !applied;
         if applied {
             // Another run did it with its own; or the run before this one died in the middle of its rollout.
@@ -114,7 +150,9 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     let rolled = async {
         let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
-        gateway.change(|now| Ok(change.applied_to(now, &others))).await?;
+        let leading = if by_services { provide(hub, &gateway, &change, &others).await? } else { change.leading(None) };
+        let leading = leading.unwrap_or_default();
+        gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await?;
         gateway.roll(progress, if gateway.cuts() { OldPods::Gone } else { OldPods::Ending }).await?;
         Ok(gateway.cuts())
     }
@@ -129,6 +167,25 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     Ok(true)
 }
 
+/// Sees to it that the Services of the change's regions have what it needs, and room for its names.
+async fn provide(hub: &Hub, gateway: &Gateway, change: &Change, others: &[Wanted]) -> Result<Option<Leading>> {
+    let mut shards: BTreeMap<&ClusterName, usize> = change.regions.keys().map(|region| (region, 1)).collect();
+    loop {
+        let mut services = BTreeMap::new();
+        for (region, way) in &change.regions {
+            let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: shards[region] };
+            services.insert(region.clone(), hub.provide(region, &needs).await?);
+        }
+        let Some(leading) = change.leading(Some(&services)) else { return Ok(None) };
+        let then = change.applied_to(&gateway.aliases().await?, others, &leading);
+        let full: Vec<_> = change.regions.keys().filter(|region| then.fills(&leading[region.as_str()])).collect();
+        if full.is_empty() {
+            return Ok(Some(leading));
+        }
+        shards.extend(full.into_iter().map(|region| (region, services[region].shards() + 1)));
+    }
+}
+
 /// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that
 /// leaves wants connections cut.
 async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut Change) -> Result<(Vec<Wanted>, bool)> {
@@ -141,6 +198,12 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
         sleep(ASK_EVERY).await;
     };
     let (joined, leftovers) = (hub.joined_clusters().await?, hub.leftovers().await?);
+    // Where a region's names are led elsewhere, all are, and what each connects to must be there.
+    for (membership, endpoint) in joined.iter().filter_map(|cluster| Some((cluster.membership()?, cluster.endpoint()?))) {
+        if let Some(way) = change.regions.get_mut(&membership.region) {
+            way.ports.extend(endpoint.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()));
+        }
+    }
     if change.mends {
         let recorded = joined.iter().filter_map(JoinedCluster::wanted).collect();
         let leaving = leftovers.iter().map(|leftover| leftover.cluster.clone()).collect();
@@ -161,9 +224,11 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
     let mut names = Vec::new();
     for region in joining.values().collect::<BTreeSet<_>>() {
         match proven_in(hub, region, &aliases).await {
-            Ok((proven, addresses)) => {
-                names.extend(proven.into_iter().filter(|one| joining.contains_key(&one.cluster)));
-                change.addresses.entry(region.to_string()).or_insert(addresses);
+            Ok((proven, nodes)) => {
+                for (one, port) in proven.into_iter().filter(|(one, _)| joining.contains_key(&one.cluster)) {
+                    change.enter(region, &nodes, Some(port));
+                    names.push(one);
+                }
             }
             // Its joins will roll for themselves.
             Err(failure) => tracing::warn!(%failure, %region, "the region is left out of this rollout"),
@@ -172,16 +237,16 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
     Ok((names, cut))
 }
 
-/// The names that this hub's proven routes in a region want, and where they should lead.
-async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Result<(Vec<Wanted>, BTreeSet<IpAddr>)> {
+/// The names that this hub's proven routes in a region want, each with the port that the hub connects to, and the region's nodes.
+async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Result<(Vec<(Wanted, u16)>, BTreeSet<IpAddr>)> {
     let region = Region::enter(hub, name).await?;
-    let addresses = aliased_addresses(&region.nodes().await?, &aliases.addresses(name));
-    let routes = region.routes(&hub.id).await?;
-    let wanted = routes
-        .into_iter()
-        .filter(|route| route.proven_at.is_some())
-        .filter_map(|route| Some(Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() }));
-    Ok((wanted.collect(), addresses))
+    let nodes = aliased_addresses(&region.nodes().await?, &aliases.addresses(name));
+    let (routes, ports) = try_join!(region.routes(&hub.id), region.all_ports())?;
+    let wanted = routes.into_iter().filter(|route| route.proven_at.is_some()).filter_map(|route| {
+        let port = ports.get(&route.port_name())?.node;
+        Some((Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() }, port))
+    });
+    Ok((wanted.collect(), nodes))
 }
 
 #[cfg(test)]
@@ -192,14 +257,19 @@ mod tests {
         Wanted { host: host.parse().unwrap(), cluster: cluster.parse().unwrap(), region: region.parse().unwrap() }
     }
 
-    fn addresses() -> BTreeMap<String, BTreeSet<IpAddr>> {
-        [("east", 1), ("west", 2)].map(|(region, n)| (region.to_owned(), [IpAddr::from([10, 0, 0, n])].into())).into()
+    fn regions() -> BTreeMap<ClusterName, Way> {
+        let way = |n: u8| Way { nodes: [IpAddr::from([10, 0, 0, n])].into(), ports: [30000].into() };
+        [("east", 1), ("west", 2)].map(|(region, n)| (region.parse().unwrap(), way(n))).into()
+    }
+
+    fn applied(change: &Change, now: &HostAliases, others: &[Wanted]) -> HostAliases {
+        change.applied_to(now, others, &change.leading(None).unwrap())
     }
 
     fn change(names: &[(&str, &str, &str)], leaving: &[&str]) -> Change {
         Change {
             wanted: names.iter().map(|(host, cluster, region)| wanted(host, cluster, region)).collect(),
-            addresses: addresses(),
+            regions: regions(),
             leaving: leaving.iter().map(|name| name.parse().unwrap()).collect(),
             ..Change::default()
         }
@@ -207,11 +277,11 @@ mod tests {
 
     #[test]
     fn one_change_serves_joins_and_leaves_of_several_runs() {
-        let now = change(&[("x.example", "x", "east"), ("y.example", "y", "east")], &[]).applied_to(&HostAliases::default(), &[]);
-        let after = change(&[("z.example", "z", "west")], &["x"]).applied_to(&now, &[wanted("o.example", "o", "east")]);
+        let now = applied(&change(&[("x.example", "x", "east"), ("y.example", "y", "east")], &[]), &HostAliases::default(), &[]);
+        let after = applied(&change(&[("z.example", "z", "west")], &["x"]), &now, &[wanted("o.example", "o", "east")]);
         let want = change(&[("o.example", "o", "east"), ("y.example", "y", "east"), ("z.example", "z", "west")], &[]);
-        assert_eq!(after.record, want.applied_to(&HostAliases::default(), &[]).record);
-        assert_eq!(change(&[], &["nobody"]).applied_to(&now, &[]), now, "unchanged means no rollout");
+        assert_eq!(after.record, applied(&want, &HostAliases::default(), &[]).record);
+        assert_eq!(applied(&change(&[], &["nobody"]), &now, &[]), now, "unchanged means no rollout");
         assert_eq!(change(&[], &["x"]).old_pods(false), OldPods::Ending);
         assert_eq!(change(&[], &["x"]).old_pods(true), OldPods::Gone);
         assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(false), OldPods::Gone);
@@ -230,11 +300,11 @@ mod tests {
 
     #[test]
     fn only_a_run_s_own_cluster_moves_to_another_region() {
-        let now = change(&[("x.example", "x", "east")], &[]).applied_to(&HostAliases::default(), &[]);
+        let now = applied(&change(&[("x.example", "x", "east")], &[]), &HostAliases::default(), &[]);
         let region = |aliases: &HostAliases| aliases.record.0["x.example"].region.clone();
-        assert_eq!(region(&change(&[("x.example", "x", "west")], &[]).applied_to(&now, &[])), "west");
+        assert_eq!(region(&applied(&change(&[("x.example", "x", "west")], &[]), &now, &[])), "west");
         // The route that a move leaves behind in the old region is proven, too.
-        assert_eq!(region(&change(&[], &[]).applied_to(&now, &[wanted("x.example", "x", "west")])), "east");
-        assert_eq!(region(&change(&[("x.example", "y", "west")], &[]).applied_to(&now, &[])), "east", "that is another cluster");
+        assert_eq!(region(&applied(&change(&[], &[]), &now, &[wanted("x.example", "x", "west")])), "east");
+        assert_eq!(region(&applied(&change(&[("x.example", "y", "west")], &[]), &now, &[])), "east", "that is another cluster");
     }
 }

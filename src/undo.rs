@@ -15,23 +15,23 @@ use crate::hub::leftovers::Leftover;
 use crate::model::aliases::Wanted;
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::route::Route;
-use crate::region::Region;
+use crate::region::{Region, release_ports};
 
 /// How long undoing may take: a Job is ended 30 s after its own deadline, a pod 30 s after it was asked to end.
 pub const PATIENCE: Duration = Duration::from_secs(25);
 
 /// One step back. Each is noted *before* the step forth is taken, and does nothing where that never happened.
 pub enum Step {
-    /// Take the ports of this name from the region's Service.
-    ReleasePorts(Box<Region>, String),
+    /// Take the ports of this name from the region's Service, and from what leads there on the hub.
+    ReleasePorts(Box<Hub>, Box<Region>, String),
     /// Remove the route of this name.
     RemoveRoute(Box<Region>, String),
     /// Write the route as it was.
     PutRoute(Box<Region>, Box<Route>),
     /// Take the cluster's claim to the host name from the gateway.
     DropAlias(Box<Gateway>, DnsName, ClusterName),
-    /// Leave the host name on the gateway to whoever made it.
-    DisownAlias(Box<Gateway>, DnsName),
+    /// Leave the host name on the gateway to whoever made it, led to where it led.
+    DisownAlias(Box<Gateway>, DnsName, BTreeSet<IpAddr>),
     /// Lead the host name on the gateway to where it led.
     PutAlias(Box<Gateway>, Wanted, BTreeSet<IpAddr>),
     /// Put the cluster's Secret back.
@@ -43,15 +43,12 @@ pub enum Step {
 impl Step {
     async fn take(&self) -> Result<(), Failure> {
         match self {
-            Self::ReleasePorts(region, name) => region.release_ports(name).await.map(drop),
+            Self::ReleasePorts(hub, region, name) => release_ports(hub, region, name).await.map(drop),
             Self::RemoveRoute(region, name) => region.remove_route(name).await.map(drop),
             Self::PutRoute(region, route) => region.put_route(route).await.map(drop),
             Self::DropAlias(gateway, host, cluster) => gateway.change(|now| Ok(now.without(host, cluster))).await.map(drop),
-            Self::DisownAlias(gateway, host) => gateway.change(|now| Ok(now.disowned(host))).await.map(drop),
-            Self::PutAlias(gateway, wanted, addresses) => {
-                let addresses = [(wanted.region.to_string(), addresses.clone())].into();
-                gateway.change(|now| Ok(now.with(std::slice::from_ref(wanted), &addresses))).await.map(drop)
-            }
+            Self::DisownAlias(gateway, host, addresses) => gateway.change(|now| Ok(now.disowned(host, addresses))).await.map(drop),
+            Self::PutAlias(gateway, wanted, addresses) => gateway.change(|now| Ok(now.put_back(wanted, addresses))).await.map(drop),
             Self::RestoreCluster(hub, name, before) => hub.restore(name, before.as_deref()).await,
             Self::ForgetLeftover(hub, leftover) => hub.remove_leftover(leftover).await,
         }

@@ -10,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::model::names::ClusterName;
+
 /// The numbers; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
@@ -18,6 +20,7 @@ pub(super) struct Metrics {
     repairs: Family<[(&'static str, &'static str); 1], Counter>,
     problems: Gauge,
     last_look: Gauge<f64, AtomicU64>,
+    nodes: Family<[(&'static str, String); 2], Gauge>,
 }
 
 impl Metrics {
@@ -29,9 +32,11 @@ impl Metrics {
         registry.register("repairs", "What was put back", Family::clone(&repairs));
         registry.register("problems", "What can't be mended", problems.clone());
         registry.register_with_unit("last_look_timestamp", "When all was looked at last", Unit::Seconds, last_look.clone());
-        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look };
+        let nodes = Family::default();
+        registry.register("nodes", "Nodes by which the hub enters a region, by whether they answer", Family::clone(&nodes));
+        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, nodes };
         // From nothing on: what a counter has when it is first seen, nobody counts.
-        ["gateway", "addresses", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
+        ["gateway", "addresses", "services", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
         this
     }
 
@@ -52,6 +57,14 @@ impl Metrics {
     /// It has put something back.
     pub fn repaired(&self, what: &'static str) {
         self.counter(what).inc();
+    }
+
+    /// So many nodes of a region answer, and so many don't.
+    pub fn nodes(&self, region: &ClusterName, answering: usize, silent: usize) {
+        for (state, count) in [("answering", answering), ("silent", silent)] {
+            let labels = [("region", region.to_string()), ("state", state.to_owned())];
+            self.nodes.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// So much can't be mended.
@@ -80,12 +93,14 @@ mod tests {
         metrics.repaired("route");
         metrics.problems(2);
         metrics.looked(Timestamp::from_millisecond(1500).unwrap());
+        metrics.nodes(&"east".parse().unwrap(), 2, 0);
         let text = metrics.text();
         for line in [
             "xregion_controller_leader 1",
             "xregion_controller_repairs_total{what=\"route\"} 1",
             "xregion_controller_repairs_total{what=\"port\"} 0",
             "xregion_controller_problems 2",
+            "xregion_controller_nodes{region=\"east\",state=\"answering\"} 2",
             "xregion_controller_last_look_timestamp_seconds 1.5",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in:\n{text}");

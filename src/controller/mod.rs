@@ -5,25 +5,31 @@
 //! Secrets, leftovers, progress ─┐
 //! the gateway's Deployment ─────┼─► drift ─► seen twice, not too often ─► region: port, route ─► gateway: one rollout
 //! regions, through the gateway ─┘                                   └──► Events, metrics, ConfigMap ─► xregion status
+//!
+//! every node of a region, each second ─► those that answer ─► the region's Services on the hub
 //! ```
 
 mod members;
 mod metrics;
+mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
-use futures::future::{join, join_all};
+use futures::future::{join, join_all, join3};
 use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use self::members::Members;
 use self::metrics::Metrics;
+use self::nodes::{Entrance, Entrances, Nodes};
 use crate::endpoints::{self, Endpoints, Health};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
@@ -32,11 +38,12 @@ use crate::hub::gateway::Gateway;
 use crate::hub::progress::Progress;
 use crate::lock::{Lock, holder_name};
 use crate::looking;
-use crate::model::checkup::Subject;
+use crate::model::checkup::{Problem, Subject};
 use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide};
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
 use crate::model::names::{CONTROLLER, ClusterName};
 use crate::model::observed::SeenRegion;
+use crate::model::services::Entries;
 use crate::region::Region;
 use crate::rolling::{self, Change};
 
@@ -46,6 +53,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How often the loop tells that it turns while it waits for that.
 const TURN_EVERY: Duration = Duration::from_secs(10);
+/// The port of a region that every proxy answers at without asking any cluster.
+const PROBED: &str = "xregion-sni";
 /// How much an Event can say, in bytes.
 const LONGEST_NOTE: usize = 1000;
 
@@ -108,12 +117,49 @@ struct Seen {
     gateway: Result<(Gateway, Standing)>,
 }
 
+/// The nodes of regions that don't answer.
+type Silent = BTreeMap<ClusterName, BTreeSet<IpAddr>>;
+
+impl Seen {
+    /// The ways into those regions that have Services on the hub. Of a region that can't be read, it is what was known of it.
+    fn entrances(&self, known: &Entrances) -> Entrances {
+        let services = self.gateway.iter().flat_map(|(_, standing)| standing.services.iter().flatten());
+        let one = |(region, entries): (&ClusterName, &Entries)| {
+            let seen = self.regions.iter().find(|seen| seen.name == *region)?;
+            let led = entries.nodes();
+            let entrance = match &seen.inside {
+                Ok(inside) => {
+                    let port = inside.ports.get(PROBED)?.node;
+                    Entrance { nodes: inside.nodes.iter().map(|node| node.ip).collect(), port, led }
+                }
+                Err(_) => Entrance { led, ..known.get(region)?.clone() },
+            };
+            Some((region.clone(), entrance))
+        };
+        services.filter_map(one).collect()
+    }
+}
+
+/// A node that does not answer.
+fn silence(region: &ClusterName, ip: IpAddr) -> Trouble {
+    Trouble {
+        about: Subject::Region(region.clone()),
+        problem: Problem::new(
+            format!("its node {ip} does not answer the hub: no new connection is led there"),
+            format!("kubectl get nodes,pods -A -o wide, in cluster {region}; and check the way from the hub to {ip}"),
+        ),
+    }
+}
+
 impl Controller<'_> {
     /// Looks, mends, and carries out members while the right to it is held; says whether it was asked to end.
     async fn lead(&self, lock: &Lock, stop: impl Future<Output = ()>) -> bool {
         tracing::info!(holder = self.holder, "this is the controller that mends");
         self.metrics.leads(true);
         let members = Members::new(self.hub);
+        let (entrances, seen) = watch::channel(Entrances::new());
+        let (sender, silent) = watch::channel(BTreeMap::new());
+        let nodes = Nodes { hub: self.hub, metrics: self.metrics.clone(), entrances: seen, silent: sender };
         let stopped = tokio::select! {
             biased;
             () = stop => true,
@@ -122,7 +168,7 @@ impl Controller<'_> {
                 false
             }
             // Beside each other: a join may take minutes, and what is lost meanwhile must not wait for it.
-            ((), ()) = join(self.follow(lock), members.follow(lock)) => false,
+            ((), (), ()) = join3(self.follow(lock, &entrances, &silent), members.follow(lock), nodes.follow(lock)) => false,
         };
         members.undo(!stopped).await;
         stopped
@@ -134,7 +180,7 @@ impl Controller<'_> {
     }
 
     /// Looks and mends, for ever. It may be dropped at any time.
-    async fn follow(&self, lock: &Lock) {
+    async fn follow(&self, lock: &Lock, entrances: &watch::Sender<Entrances>, silent: &watch::Receiver<Silent>) {
         let mut mending = Mending::default();
         // What another one has told is not told again.
         let told = self.hub.problems().await.inspect_err(|failure| self.missed(failure)).unwrap_or_default();
@@ -146,7 +192,9 @@ impl Controller<'_> {
                 Ok(seen) => {
                     self.health.set_ready(true);
                     self.metrics.looked(Timestamp::now());
-                    let troubles = self.round(lock, &seen, &mut mending).await;
+                    entrances.send_modify(|known| *known = seen.entrances(known));
+                    let mut troubles = self.round(lock, &seen, &mut mending).await;
+                    troubles.extend(silent.borrow().iter().flat_map(|(region, nodes)| nodes.iter().map(|ip| silence(region, *ip))));
                     let news = telling.note(troubles, Timestamp::now());
                     self.metrics.problems(telling.told().len());
                     stale |= news.is_some();
@@ -178,7 +226,8 @@ impl Controller<'_> {
         let regions: BTreeSet<ClusterName> = records.members.iter().map(|member| member.membership.region.clone()).collect();
         let gateway = async {
             let gateway = self.hub.gateway(None).await?;
-            let standing = gateway.standing().await?;
+            let services = if self.hub.leads_to_services().await? { Some(self.hub.entries().await?) } else { None };
+            let standing = gateway.standing(services).await?;
             Ok((gateway, standing))
         };
         let regions = join_all(regions.into_iter().map(|name| looking::look_into(self.hub, name)));
@@ -321,6 +370,7 @@ impl Controller<'_> {
     async fn last_writer(&self, seen: &Seen, repair: &Repair) -> Option<String> {
         match repair {
             Repair::Gateway { .. } | Repair::Addresses { .. } => seen.gateway.as_ref().ok()?.1.last_writer.clone(),
+            Repair::Services { .. } => None,
             Repair::Way { region, route, lost, .. } => {
                 let region = Region::enter(self.hub, region).await.ok()?;
                 if lost.route { region.route_writer(&route.name()).await } else { region.service_writer().await }.ok()?
@@ -374,18 +424,18 @@ fn change(repairs: &[Repair], verdicts: &[Verdict]) -> Option<Change> {
     let mut change = Change { adopt: true, mends: true, ..Change::default() };
     let (mut any, mut waiting) = (false, BTreeSet::new());
     for (repair, verdict) in repairs.iter().zip(verdicts) {
-        let Repair::Addresses { region, addresses } = repair else { continue };
+        let (Repair::Addresses { region, way } | Repair::Services { region, way }) = repair else { continue };
         if *verdict == Verdict::Mend {
-            change.addresses.insert(region.to_string(), addresses.clone());
+            change.regions.insert(region.clone(), way.clone());
             any = true;
         } else {
-            waiting.insert(region.to_string());
+            waiting.insert(region);
         }
     }
     for (repair, verdict) in repairs.iter().zip(verdicts) {
-        let (Repair::Gateway { wanted, addresses }, Verdict::Mend) = (repair, verdict) else { continue };
-        change.wanted.extend(wanted.iter().filter(|one| !waiting.contains(one.region.as_str())).cloned());
-        change.addresses.extend(addresses.clone().into_iter().filter(|(region, _)| !waiting.contains(region)));
+        let (Repair::Gateway { wanted, regions }, Verdict::Mend) = (repair, verdict) else { continue };
+        change.wanted.extend(wanted.iter().filter(|one| !waiting.contains(&one.region)).cloned());
+        change.regions.extend(regions.clone().into_iter().filter(|(region, _)| !waiting.contains(region)));
         any = true;
     }
     any.then_some(change)
@@ -401,6 +451,7 @@ fn shortened(note: &str) -> String {
 mod tests {
     use super::*;
     use crate::model::aliases::Wanted;
+    use crate::model::nodes::Way;
 
     fn wanted(host: &str, region: &str) -> Wanted {
         Wanted { host: host.parse().unwrap(), cluster: "x".parse().unwrap(), region: region.parse().unwrap() }
@@ -408,19 +459,18 @@ mod tests {
 
     #[test]
     fn all_that_is_due_of_the_gateway_is_one_change() {
-        let at = |n: u8| BTreeSet::from([[10, 0, 0, n].into()]);
+        let at = |n: u8| Way { nodes: [[10, 0, 0, n].into()].into(), ports: [30000].into() };
         let names = vec![wanted("a.example", "east"), wanted("b.example", "west")];
-        let addresses = BTreeMap::from([("east".to_owned(), at(1)), ("west".to_owned(), at(2))]);
+        let (east, west) = ("east".parse::<ClusterName>().unwrap(), "west".parse::<ClusterName>().unwrap());
+        let regions = BTreeMap::from([(east.clone(), at(1)), (west.clone(), at(2))]);
         let repairs = [
-            Repair::Addresses { region: "west".parse().unwrap(), addresses: at(2) },
-            Repair::Gateway { wanted: names.clone(), addresses: addresses.clone() },
+            Repair::Addresses { region: west.clone(), way: at(2) },
+            Repair::Gateway { wanted: names.clone(), regions: regions.clone() },
         ];
-        let of = |verdicts: [Verdict; 2]| change(&repairs, &verdicts).map(|change| (change.wanted, change.addresses));
-        assert_eq!(of([Verdict::Mend, Verdict::Mend]), Some((names.clone(), addresses.clone())));
-        let west = BTreeMap::from([("west".to_owned(), at(2))]);
-        assert_eq!(of([Verdict::Mend, Verdict::Wait]), Some((vec![], west)));
-        let east = BTreeMap::from([("east".to_owned(), at(1))]);
-        assert_eq!(of([Verdict::Stop, Verdict::Mend]), Some((names[..1].to_vec(), east)));
+        let of = |verdicts: [Verdict; 2]| change(&repairs, &verdicts).map(|change| (change.wanted, change.regions));
+        assert_eq!(of([Verdict::Mend, Verdict::Mend]), Some((names.clone(), regions.clone())));
+        assert_eq!(of([Verdict::Mend, Verdict::Wait]), Some((vec![], [(west, at(2))].into())));
+        assert_eq!(of([Verdict::Stop, Verdict::Mend]), Some((names[..1].to_vec(), [(east, at(1))].into())));
         assert_eq!(of([Verdict::Stop, Verdict::Wait]), None);
         let change = change(&repairs, &[Verdict::Mend, Verdict::Mend]).unwrap();
         assert!(change.leaving.is_empty() && change.dropped.is_empty(), "nothing is ever taken off");

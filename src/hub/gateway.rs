@@ -1,6 +1,6 @@
 //! The hub's cluster-gateway: its Deployment is found, changed under optimistic locking, and waited for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,9 +19,10 @@ use crate::error::{Failure, Kind, Result};
 use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
 use crate::model::drift::{Standing, last_writer};
-use crate::model::names::{DnsName, KIND as KIND_LABEL, MANAGER, NAMESPACE};
+use crate::model::names::{ClusterName, DnsName, KIND as KIND_LABEL, MANAGER, NAMESPACE};
 use crate::model::pods::is_ready;
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
+use crate::model::services::Entries;
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
 const API_SERVICE: &str = "v1alpha1.cluster.core.oam.dev";
@@ -168,11 +169,11 @@ impl Gateway {
         self.smooth && !seen.smooth
     }
 
-    /// What a controller judges it by.
-    pub async fn standing(&self) -> Result<Standing> {
+    /// What a controller judges it by, with the Services of regions, where host aliases lead to those.
+    pub async fn standing(&self, services: Option<BTreeMap<ClusterName, Entries>>) -> Result<Standing> {
         let Seen { aliases, smooth, deployment } = self.see().await?;
         let last_writer = deployment.metadata.managed_fields.and_then(|fields| last_writer(&fields));
-        Ok(Standing { aliases, smooth, last_writer })
+        Ok(Standing { aliases, smooth, services, last_writer })
     }
 
     /// The Deployment, for those who tell about it.

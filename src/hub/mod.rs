@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod leftovers;
 pub mod members;
 pub mod progress;
+pub mod services;
 
 use std::future::Future;
 use std::time::Duration;

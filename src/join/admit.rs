@@ -37,7 +37,7 @@ pub(super) async fn roll<'a>(
         join.note_move().await?;
         join.note_alias(membership);
         change.wanted.push(join.wanted(&membership.alias));
-        change.addresses.entry(join.member.region.to_string()).or_default().extend(&join.addresses);
+        change.enter(&join.member.region, &join.addresses, Some(membership.node_port));
     }
     if change.wanted.is_empty() {
         return Ok(proven);
@@ -91,15 +91,13 @@ impl Join<'_> {
         let gateway = Box::new(self.gateway.clone());
         let moved = self.aliases.claims_of(&self.member.cluster).into_iter().find(|claim| claim.host == wanted.host.as_str());
         let before = moved.and_then(|claim| Some(Wanted { region: claim.region.parse().ok()?, ..wanted.clone() }));
+        let addresses = self.aliases.leads_to(&wanted.host);
         if self.aliases.is_foreign(&wanted.host) {
-            self.undo.note(Step::DisownAlias(gateway, wanted.host));
+            self.undo.note(Step::DisownAlias(gateway, wanted.host, addresses));
             return;
         }
         self.undo.note(match before {
-            Some(before) => {
-                let addresses = self.aliases.addresses(&before.region);
-                Step::PutAlias(gateway, before, addresses)
-            }
+            Some(before) => Step::PutAlias(gateway, before, addresses),
             None => Step::DropAlias(gateway, wanted.host, wanted.cluster),
         });
     }

@@ -34,7 +34,7 @@ use crate::model::membership::Membership;
 use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::route::slots;
-use crate::region::Region;
+use crate::region::{Region, release_ports};
 use crate::undo::Undo;
 use crate::vela;
 
@@ -325,7 +325,7 @@ impl<'a> Join<'a> {
         for (slot, laid) in Slot::ALL.into_iter().zip(self.laid().await?) {
             let serves = laid.ports.is_some_and(|ports| ports.node == membership.node_port);
             if !serves && (laid.ports.is_some() || laid.route.is_some()) {
-                self.region.release_ports(&self.hub.id.port_name(name, slot)).await?;
+                release_ports(self.hub, &self.region, &self.hub.id.port_name(name, slot)).await?;
                 self.region.remove_route(&self.hub.id.route_name(name, slot)).await?;
                 self.changed = true;
             }

@@ -15,6 +15,7 @@ use crate::model::plan::{Change, Plan};
 use crate::model::ports::Ports;
 use crate::model::region::SERVICE;
 use crate::model::route::{Laid, Route};
+use crate::model::services::HUB_NAMESPACE;
 use crate::rolling;
 use crate::undo::Undo;
 
@@ -33,15 +34,30 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
         let (route, ports) = join.plan_route(&laid, &mut plan).await?;
         if let Some(alias) = join.alias_ahead(&route)? {
             change.wanted.push(join.wanted(&alias));
-            change.addresses.entry(member.region.to_string()).or_default().extend(&join.addresses);
+            change.enter(&member.region, &join.addresses, Some(ports.node));
         }
         joins.push((join, laid, route, ports));
     }
 
+    let (led, services) = (hub.leads_to_services().await?, hub.entries().await?);
+    let leading = change.leading(led.then_some(&services));
+    if leading.is_none() {
+        for (region, way) in &change.regions {
+            let now = services.get(region).map(|entries| (entries.ports(), entries.nodes())).unwrap_or_default();
+            let to = json!({"ports": &now.0 | &way.ports, "nodes": way.nodes});
+            let from = if now.0.is_empty() { Value::Null } else { json!({"ports": now.0, "nodes": now.1}) };
+            plan.add(Change::between("", "hub", format!("Services in {HUB_NAMESPACE}, to region {region}"), from, to));
+        }
+    }
     let now = gateway.aliases().await?;
-    let then = change.applied_to(&now, &[]);
+    let then = change.applied_to(&now, &[], &leading.unwrap_or_else(|| change.leading_ahead(&services)));
+    let mut to = names(&then);
+    for wanted in change.wanted.iter().filter(|wanted| then.has(wanted) && then.leads_to(&wanted.host).is_empty()) {
+        // Their addresses are known when they are made.
+        to[wanted.host.as_str()] = json!(["those Services"]);
+    }
     let object = format!("Deployment {}, hostAliases", gateway.name());
-    if let Some(change) = Change::between("", "hub", object, names(&now), names(&then)) {
+    if let Some(change) = Change::between("", "hub", object, names(&now), to) {
         // The API server has a say, too.
         gateway.change(|_| Ok(then.clone())).await?;
         plan.changes.push(change.with_note("rolls the gateway, without a failed request"));

@@ -70,7 +70,9 @@ impl Join<'_> {
                 ));
             }
             (Some(_), _) => {}
-            (None, _) => self.undo.note(Step::ReleasePorts(Box::new(self.region.clone()), route.port_name())),
+            (None, _) => {
+                self.undo.note(Step::ReleasePorts(Box::new(self.hub.clone()), Box::new(self.region.clone()), route.port_name()))
+            }
         }
         let ports = self.take_ports(&route, preferred.filter(|_| had.is_none())).await?;
         route.listen = ports.listen;

@@ -13,6 +13,8 @@ use crate::error::{Failure, Kind, Result};
 pub const RECORD: &str = "xregion.oam.dev/aliases";
 /// The longest line of a hosts file, in bytes, that is written. Go's reader drops a line of 64 KiB and every later one.
 const LINE_LIMIT: usize = 60 * 1024;
+/// How long a line may get, in bytes, before further names of its region are led to other addresses, where there are any.
+const GROUP_LIMIT: usize = 40 * 1024;
 
 /// The host names that are xregion's, for whom, and in which region.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -26,6 +28,50 @@ pub struct Recorded {
     pub region: String,
     /// The clusters that are reached by it.
     pub clusters: BTreeSet<String>,
+}
+
+/// Where the names of a region lead.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Leads {
+    /// Groups of addresses: a name leads to all of one group.
+    pub groups: Vec<BTreeSet<IpAddr>>,
+    /// The region's nodes: what names that were made by hand may lead to.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+/// To the nodes themselves.
+impl From<BTreeSet<IpAddr>> for Leads {
+    fn from(nodes: BTreeSet<IpAddr>) -> Self {
+        Self { groups: vec![nodes.clone()], nodes }
+    }
+}
+
+impl Leads {
+    /// Every address.
+    pub fn all(&self) -> BTreeSet<IpAddr> {
+        self.groups.iter().flatten().copied().collect()
+    }
+
+    /// The group of each of these names, which lead there now: it stays where it is, or gets one with room, or the last one.
+    fn assign<'a>(&self, names: &BTreeMap<&'a str, BTreeSet<IpAddr>>) -> BTreeMap<&'a str, &BTreeSet<IpAddr>> {
+        let mut lengths = vec![0; self.groups.len()];
+        let mut assigned = BTreeMap::new();
+        let stays = |now: &BTreeSet<IpAddr>| self.groups.iter().position(|group| group == now);
+        let mut take = |name: &'a str, group: usize, lengths: &mut Vec<usize>| {
+            lengths[group] += name.len() + 1;
+            assigned.insert(name, &self.groups[group]);
+        };
+        for (name, group) in names.iter().filter_map(|(name, now)| Some((name, stays(now)?))) {
+            take(name, group, &mut lengths);
+        }
+        for name in names.iter().filter(|(_, now)| stays(now).is_none()).map(|(name, _)| name) {
+            let has_room = lengths.iter().position(|length| length + name.len() < GROUP_LIMIT);
+            if let Some(group) = has_room.or(self.groups.len().checked_sub(1)) {
+                take(name, group, &mut lengths);
+            }
+        }
+        assigned
+    }
 }
 
 /// The pod template's `hostAliases`, as found or as wanted, with the record that says which are xregion's.
@@ -113,8 +159,8 @@ impl HostAliases {
         })
     }
 
-    /// Whether `wanted` may have its host name, or take it over from somebody who leads it into the same region: to these addresses
-    /// and no other.
+    /// Whether `wanted` may have its host name, or take it over from somebody who leads it into the same region: to these nodes and
+    /// nowhere else.
     ///
     /// # Errors
     /// As [`HostAliases::admit`].
@@ -132,30 +178,38 @@ impl HostAliases {
     pub fn with_admitted<'a>(
         &self,
         wanted: &'a [Wanted],
-        addresses: &BTreeMap<String, BTreeSet<IpAddr>>,
+        leads: &BTreeMap<String, Leads>,
         adopt: bool,
     ) -> (Self, Vec<(&'a Wanted, Failure)>) {
         let nowhere = BTreeSet::new();
         let (mut aliases, mut refused) = (self.clone(), Vec::new());
         for one in wanted {
             let admitted = if adopt {
-                aliases.admit_adopted(one, addresses.get(one.region.as_str()).unwrap_or(&nowhere))
+                aliases.admit_adopted(one, leads.get(one.region.as_str()).map_or(&nowhere, |leads| &leads.nodes))
             } else {
                 aliases.admit_move(one)
             };
             match admitted {
-                Ok(()) => aliases = aliases.with(std::slice::from_ref(one), addresses),
+                Ok(()) => aliases = aliases.with(std::slice::from_ref(one), leads),
                 Err(failure) => refused.push((one, failure)),
             }
         }
         (aliases, refused)
     }
 
-    /// The aliases as they are, with nobody's claim to `host` recorded: it is somebody else's again.
-    pub fn disowned(&self, host: &DnsName) -> Self {
+    /// The aliases with `host` led to these addresses again and nobody's claim to it recorded, if there is one: it is somebody else's.
+    pub fn disowned(&self, host: &DnsName, addresses: &BTreeSet<IpAddr>) -> Self {
         let mut aliases = self.clone();
-        aliases.record.0.remove(host.as_str());
+        if self.record.0.contains_key(host.as_str()) {
+            aliases = self.laid_out(self.record.clone(), &BTreeMap::new(), Some((host, addresses)));
+            aliases.record.0.remove(host.as_str());
+        }
         aliases
+    }
+
+    /// The aliases with `wanted`, whose name leads to these addresses again.
+    pub fn put_back(&self, wanted: &Wanted, addresses: &BTreeSet<IpAddr>) -> Self {
+        self.laid_out(self.recorded(std::slice::from_ref(wanted)), &BTreeMap::new(), Some((&wanted.host, addresses)))
     }
 
     /// Whether a host name leads anywhere and is not recorded.
@@ -172,10 +226,14 @@ impl HostAliases {
         self.record.0.iter().filter_map(of).collect()
     }
 
-    /// The aliases with `wanted` added and the names of every region in `addresses` led to that region's addresses.
+    /// The aliases with `wanted` added and the names of every region in `leads` led where that says.
     ///
-    /// Entries and names of others stay verbatim and in order, and so do the names of regions that are not in `addresses`.
-    pub fn with(&self, wanted: &[Wanted], addresses: &BTreeMap<String, BTreeSet<IpAddr>>) -> Self {
+    /// Entries and names of others stay verbatim and in order, and so do the names of regions that are not in `leads`.
+    pub fn with(&self, wanted: &[Wanted], leads: &BTreeMap<String, Leads>) -> Self {
+        self.laid_out(self.recorded(wanted), leads, None)
+    }
+
+    fn recorded(&self, wanted: &[Wanted]) -> Record {
         let mut record = self.record.clone();
         for Wanted { host, cluster, region } in wanted {
             let recorded = record
@@ -185,7 +243,7 @@ impl HostAliases {
             recorded.region = region.to_string();
             recorded.clusters.insert(cluster.to_string());
         }
-        self.laid_out(record, addresses)
+        record
     }
 
     /// The aliases without `cluster`'s claim to `host`; the name goes with its last cluster.
@@ -195,7 +253,7 @@ impl HostAliases {
             recorded.clusters.remove(cluster.as_str());
         }
         record.0.retain(|_, recorded| !recorded.clusters.is_empty());
-        self.laid_out(record, &BTreeMap::new())
+        self.laid_out(record, &BTreeMap::new(), None)
     }
 
     /// The aliases without any claim of `cluster`.
@@ -205,17 +263,40 @@ impl HostAliases {
             recorded.clusters.remove(cluster.as_str());
         }
         record.0.retain(|_, recorded| !recorded.clusters.is_empty());
-        self.laid_out(record, &BTreeMap::new())
+        self.laid_out(record, &BTreeMap::new(), None)
     }
 
-    /// Lays out the names of `record`, over entries that show the names of `self.record`.
-    fn laid_out(&self, record: Record, addresses: &BTreeMap<String, BTreeSet<IpAddr>>) -> Self {
+    /// Lays out the names of `record`, over entries that show the names of `self.record`; one of them leads where it is put, if it is.
+    fn laid_out(&self, record: Record, leads: &BTreeMap<String, Leads>, put: Option<(&DnsName, &BTreeSet<IpAddr>)>) -> Self {
+        let mut now: BTreeMap<&str, BTreeSet<IpAddr>> = record.0.keys().map(|name| (name.as_str(), BTreeSet::new())).collect();
+        for (entry, ip) in self.entries.iter().filter_map(|entry| Some((entry, address(entry)?))) {
+            for name in hostnames(entry) {
+                if let Some(ips) = now.get_mut(name) {
+                    ips.insert(ip);
+                }
+            }
+        }
         // Where a name should lead: known for regions that could be read, else where it leads now.
         let mut wanted: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+        let mut of_regions: BTreeMap<&str, BTreeMap<&str, BTreeSet<IpAddr>>> = BTreeMap::new();
         for (name, recorded) in &record.0 {
-            let now = || self.entries.iter().filter(|entry| hostnames(entry).any(|n| n == name)).filter_map(address).collect();
-            for ip in addresses.get(&recorded.region).cloned().unwrap_or_else(now) {
-                wanted.entry(ip).or_default().insert(name);
+            let mut now = now.remove(name.as_str()).unwrap_or_default();
+            if let Some((_, addresses)) = put.filter(|(host, _)| host.as_str() == name) {
+                now.clone_from(addresses);
+            }
+            if leads.contains_key(&recorded.region) {
+                of_regions.entry(&recorded.region).or_default().insert(name, now);
+            } else {
+                for ip in now {
+                    wanted.entry(ip).or_default().insert(name);
+                }
+            }
+        }
+        for (region, names) in &of_regions {
+            for (name, ips) in leads[*region].assign(names) {
+                for ip in ips {
+                    wanted.entry(*ip).or_default().insert(name);
+                }
             }
         }
         let ours = |name: &str| self.record.0.contains_key(name) || record.0.contains_key(name);
@@ -235,14 +316,20 @@ impl HostAliases {
         Self { entries, record }
     }
 
+    /// Whether the last group of a region's addresses has as many names as it should have at most.
+    pub fn fills(&self, leads: &Leads) -> bool {
+        let last = leads.groups.last();
+        let of_last = |entry: &&Value| last.is_some_and(|group| address(entry).is_some_and(|ip| group.contains(&ip)));
+        self.entries.iter().filter(of_last).any(|entry| line_length(entry) > GROUP_LIMIT)
+    }
+
     /// Refuses aliases of which the gateway could not read every one.
     ///
     /// # Errors
     /// A line of the hosts file would be too long.
     pub fn check_limit(&self) -> Result<()> {
         for entry in &self.entries {
-            // The kubelet writes "ip<tab>name<tab>name...".
-            let length = entry["ip"].as_str().map_or(0, str::len) + hostnames(entry).map(|name| name.len() + 1).sum::<usize>();
+            let length = line_length(entry);
             if length > LINE_LIMIT {
                 return Err(Failure::new(
                     Kind::AliasLimit,
@@ -250,12 +337,17 @@ impl HostAliases {
                         "the host aliases of {} would make a line of {length} bytes, and the gateway can't read lines of 64 KiB",
                         entry["ip"]
                     ),
-                    "use a further proxy cluster for more clusters of this region",
+                    "let host aliases lead to Services, which share the names (vela addon enable xregion hostAliases=services), or use a further proxy cluster",
                 ));
             }
         }
         Ok(())
     }
+}
+
+/// How many bytes the kubelet writes for an entry: "ip<tab>name<tab>name...".
+fn line_length(entry: &Value) -> usize {
+    entry["ip"].as_str().map_or(0, str::len) + hostnames(entry).map(|name| name.len() + 1).sum::<usize>()
 }
 
 fn hostnames(entry: &Value) -> impl Iterator<Item = &str> {
@@ -280,8 +372,8 @@ mod tests {
         texts.iter().map(|ip| ip.parse().unwrap()).collect()
     }
 
-    fn regions(of: &[(&str, &[&str])]) -> BTreeMap<String, BTreeSet<IpAddr>> {
-        of.iter().map(|(region, texts)| ((*region).to_owned(), ips(texts))).collect()
+    fn regions(of: &[(&str, &[&str])]) -> BTreeMap<String, Leads> {
+        of.iter().map(|(region, texts)| ((*region).to_owned(), ips(texts).into())).collect()
     }
 
     fn foreign() -> Vec<Value> {
@@ -355,8 +447,9 @@ mod tests {
         let adopted = by_hand.with(std::slice::from_ref(&theirs), &regions(&[("east", &["10.0.0.1", "10.0.0.2"])]));
         assert_eq!(adopted.entries[..2], by_hand.entries, "the entry stays as it is");
         assert_eq!(adopted.entries[2], json!({"ip": "10.0.0.1", "hostnames": ["theirs.example"]}), "and every other node joins it");
-        let back = adopted.disowned(&theirs.host);
-        assert_eq!((back.entries == adopted.entries, back.record), (true, Record::default()));
+        let back = adopted.disowned(&theirs.host, &by_hand.leads_to(&theirs.host));
+        assert_eq!(back, by_hand);
+        assert_eq!(by_hand.disowned(&theirs.host, &ips(&["10.0.0.7"])), by_hand, "it was never taken over");
         // One node in the region: nothing changes but the record, so nothing is rolled.
         let same = by_hand.with(std::slice::from_ref(&theirs), &regions(&[("east", &["10.0.0.2"])]));
         assert_eq!(same.entries, by_hand.entries);
@@ -371,13 +464,49 @@ mod tests {
         assert_eq!(of(1000).unwrap_err().kind, Kind::AliasLimit);
     }
 
+    #[test]
+    fn names_beyond_what_a_line_holds_lead_to_further_addresses_and_none_ever_moves() {
+        let name = |i: usize| wanted(&format!("{}{i:04}.gr7.ap-east-1.eks.amazonaws.com", "a".repeat(28)), "x", "east");
+        let (one, two) = (ips(&["10.9.0.1", "10.9.0.2"]), ips(&["10.9.0.3", "10.9.0.4"]));
+        let leads = |groups: &[&BTreeSet<IpAddr>]| {
+            BTreeMap::from([(
+                "east".to_owned(),
+                Leads { groups: groups.iter().map(|group| (*group).clone()).collect(), nodes: ips(&[]) },
+            )])
+        };
+        let (few, many) = (leads(&[&one]), leads(&[&one, &two]));
+        let names: Vec<_> = (0..1000).map(name).collect();
+        let half = HostAliases::default().with(&names[..500], &few);
+        assert!(!half.fills(&few["east"]));
+        let full = half.with(&names[500..700], &few);
+        assert!(full.fills(&few["east"]), "and another group is made");
+        let all = half.with(&names[500..], &many);
+        assert!(all.check_limit().is_ok() && !all.fills(&many["east"]));
+        assert_eq!((all.leads_to(&names[0].host), all.leads_to(&names[999].host)), (one.clone(), two.clone()));
+        let fewer = names[..300].iter().fold(all.clone(), |state, one| state.without(&one.host, &one.cluster));
+        assert_eq!(fewer.with(&[], &many).leads_to(&names[999].host), two, "though there is room in the first now");
+        assert_eq!(fewer.with(&[name(1000)], &many).leads_to(&name(1000).host), one);
+    }
+
+    #[test]
+    fn one_name_is_put_back_and_no_other() {
+        let leads = |ip: &str| regions(&[("east", &[ip])]);
+        let both = [wanted("x.example", "x", "east"), wanted("y.example", "y", "east")];
+        let before = HostAliases::default().with(&both, &leads("10.0.0.1"));
+        let after = before.with(&[wanted("x.example", "x", "west")], &regions(&[("west", &["10.0.1.1"])]));
+        let back = after.put_back(&both[0], &before.leads_to(&both[0].host));
+        assert_eq!((&back.record, back.leads_to(&both[0].host)), (&before.record, before.leads_to(&both[0].host)));
+        assert_eq!(back.leads_to(&both[1].host), before.leads_to(&both[1].host));
+    }
+
     proptest! {
         #[test]
         fn joins_commute_and_leave_undoes_join(
             names in prop::collection::btree_set("[a-z]{1,4}", 1..8),
             nodes in prop::collection::btree_set(1u8..5, 1..4),
         ) {
-            let addresses: BTreeMap<_, _> = [("east".to_owned(), nodes.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect())].into();
+            let nodes: BTreeSet<_> = nodes.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect();
+            let addresses: BTreeMap<_, _> = [("east".to_owned(), nodes.into())].into();
             let start = HostAliases { entries: foreign(), ..HostAliases::default() };
             let all: Vec<_> = names.iter().map(|name| wanted(&format!("{name}.test"), name, "east")).collect();
             let join = |order: Vec<&Wanted>| order.into_iter().fold(start.clone(), |state, one| state.with(std::slice::from_ref(one), &addresses));

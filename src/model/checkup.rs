@@ -1,6 +1,6 @@
 //! Every link of the way from the hub to a cluster, in path order: `doctor` shows them all, `status` those that are broken.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -13,6 +13,7 @@ use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
 use super::region::KIND_PROXY;
 use super::report::{Uptake, uptake};
+use super::services::Entries;
 use crate::error::{Failure, Kind};
 
 /// How long before their end credentials count as expiring.
@@ -250,7 +251,7 @@ pub fn cluster(observed: &Observed, cluster: &SeenCluster) -> Vec<Check> {
         None => std::array::from_fn(|_| Outcome::Skipped(unreadable(region))),
     };
     let alias = match &observed.gateway {
-        Ok(gateway) => alias(cluster, &gateway.aliases, observed.inside(region)),
+        Ok(gateway) => alias(cluster, &gateway.aliases, observed.services.as_ref(), observed.inside(region)),
         Err(_) => Outcome::Skipped("there is no gateway to look at".into()),
     };
     vec![
@@ -315,16 +316,31 @@ fn port(cluster: &SeenCluster, ports: Option<super::ports::Ports>, listen: Optio
     Outcome::Failed(Problem::new(cause, join_again(&cluster.name, &cluster.membership.region)))
 }
 
-fn alias(cluster: &SeenCluster, aliases: &HostAliases, inside: Option<&Inside>) -> Outcome {
+fn alias(
+    cluster: &SeenCluster,
+    aliases: &HostAliases,
+    services: Option<&BTreeMap<ClusterName, Entries>>,
+    inside: Option<&Inside>,
+) -> Outcome {
     let membership = &cluster.membership;
     let alias = &membership.alias;
     let wanted = Wanted { host: alias.clone(), cluster: cluster.name.clone(), region: membership.region.clone() };
     let now = aliases.leads_to(alias);
     let nodes = inside.map(|inside| aliased_addresses(&inside.nodes, &now));
-    let cause = match nodes {
+    let entries = services.map(|services| services.get(&membership.region).cloned().unwrap_or_default());
+    let cause = match (nodes, entries) {
         _ if now.is_empty() => format!("the gateway has no host alias {alias}"),
         _ if !aliases.has(&wanted) => format!("host alias {alias} is not recorded for it on the gateway"),
-        Some(nodes) if now != nodes => {
+        (_, Some(entries)) => match entries.leads(&[cluster.node_port()].into(), &BTreeSet::new()) {
+            Some(leads) if leads.groups.contains(&now) => {
+                return Outcome::Ok(format!("{alias} leads to {}, which lead to nodes {}", list(&now), list(&entries.nodes())));
+            }
+            Some(leads) => {
+                format!("host alias {alias} leads to {}, and the region's Services are {}", list(&now), list(&leads.all()))
+            }
+            None => format!("the region's Services on the hub do not lead port {} to any node", cluster.node_port()),
+        },
+        (Some(nodes), None) if now != nodes => {
             format!("host alias {alias} leads to {}, and the region's nodes are {}", list(&now), list(&nodes))
         }
         _ => return Outcome::Ok(format!("{alias} leads to {}", list(&now))),

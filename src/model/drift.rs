@@ -3,20 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::{Deserialize, Serialize};
 
-use super::aliases::{HostAliases, Wanted};
+use super::aliases::{HostAliases, Leads, Wanted};
 use super::checkup::{Problem, Subject, join_again};
 use super::membership::Membership;
 use super::names::{ClusterName, HubId, MANAGER};
-use super::nodes::aliased_addresses;
+use super::nodes::{Way, aliased_addresses};
 use super::observed::{Inside, SeenRegion};
 use super::ports::{Ports, free_listen, paired};
 use super::route::Route;
+use super::services::Entries;
 
 /// A cluster that was joined through a region, by the hub's records.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -49,6 +49,8 @@ pub struct Standing {
     pub aliases: HostAliases,
     /// Whether its pods take over from each other without a failed request.
     pub smooth: bool,
+    /// The Services of regions, where host aliases lead to those.
+    pub services: Option<BTreeMap<ClusterName, Entries>>,
     /// The field manager that last wrote it, but for xregion.
     pub last_writer: Option<String>,
 }
@@ -72,15 +74,22 @@ pub enum Repair {
     Gateway {
         /// Every name on record whose region can be read.
         wanted: Vec<Wanted>,
-        /// Where the names of those regions lead.
-        addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+        /// Those regions.
+        regions: BTreeMap<ClusterName, Way>,
     },
     /// The names of a region lead to the nodes that it has now.
     Addresses {
         /// The region.
         region: ClusterName,
-        /// Its nodes' addresses.
-        addresses: BTreeSet<IpAddr>,
+        /// Its nodes.
+        way: Way,
+    },
+    /// The Services on the hub that names of a region lead to have all that is needed.
+    Services {
+        /// The region.
+        region: ClusterName,
+        /// Its nodes, and the ports of its clusters.
+        way: Way,
     },
     /// A cluster's way through its region.
     Way {
@@ -131,7 +140,7 @@ impl Repair {
     pub fn subject(&self) -> Subject {
         match self {
             Self::Gateway { .. } => Subject::Hub,
-            Self::Addresses { region, .. } => Subject::Region(region.clone()),
+            Self::Addresses { region, .. } | Self::Services { region, .. } => Subject::Region(region.clone()),
             Self::Way { route, .. } => Subject::Cluster(route.cluster.clone()),
         }
     }
@@ -141,6 +150,7 @@ impl Repair {
         match self {
             Self::Gateway { .. } => vec!["gateway"],
             Self::Addresses { .. } => vec!["addresses"],
+            Self::Services { .. } => vec!["services"],
             Self::Way { lost, .. } => lost.route.then_some("route").into_iter().chain(lost.port.then_some("port")).collect(),
         }
     }
@@ -152,6 +162,7 @@ impl fmt::Display for Repair {
         match self {
             Self::Gateway { .. } => f.write_str("the gateway's host aliases, their record or its rollout settings"),
             Self::Addresses { region, .. } => write!(f, "the addresses that host aliases of region {region} lead to"),
+            Self::Services { region, .. } => write!(f, "the Services on the hub that lead to region {region}"),
             Self::Way { region, route, .. } => {
                 let parts = self.parts();
                 let parts: Vec<String> = parts.iter().map(|part| format!("the {part}")).collect();
@@ -251,7 +262,7 @@ fn gateway(
     troubles: &mut Vec<Trouble>,
 ) {
     let aliases = &standing.aliases;
-    let (mut wanted, mut addresses, mut moved) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut wanted, mut regions, mut leading, mut moved) = (Vec::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (region, inside, mine) in readable {
         let now = aliases.addresses(region);
         // Also where the record was lost.
@@ -267,11 +278,22 @@ fn gateway(
             });
             continue;
         }
-        if !now.is_empty() && now != nodes {
-            repairs.push(Repair::Addresses { region: (*region).clone(), addresses: nodes.clone() });
-            moved.insert(region.to_string(), nodes.clone());
+        let way = Way { nodes, ports: mine.iter().map(|member| member.membership.node_port).collect() };
+        let leads = match &standing.services {
+            None => Some(Leads::from(way.nodes.clone())),
+            Some(services) => services.get(region).and_then(|entries| entries.leads(&way.ports, &way.nodes)),
+        };
+        let Some(leads) = leads else {
+            // The names come after them.
+            repairs.push(Repair::Services { region: (*region).clone(), way });
+            continue;
+        };
+        if standing.services.is_none() && !now.is_empty() && now != way.nodes {
+            repairs.push(Repair::Addresses { region: (*region).clone(), way: way.clone() });
+            moved.insert(region.to_string(), leads.clone());
         }
-        addresses.insert(region.to_string(), nodes);
+        leading.insert(region.to_string(), leads);
+        regions.insert((*region).clone(), way);
         wanted.extend(mine.iter().map(|member| Wanted {
             host: member.membership.alias.clone(),
             cluster: member.name.clone(),
@@ -279,15 +301,15 @@ fn gateway(
         }));
     }
     let settled = aliases.with(&[], &moved);
-    let (after, refused) = settled.with_admitted(&wanted, &addresses, true);
+    let (after, refused) = settled.with_admitted(&wanted, &leading, true);
     troubles.extend(refused.iter().map(|(one, failure)| Trouble {
         about: Subject::Cluster(one.cluster.clone()),
         problem: Problem::new(format!("host alias: {}", failure.cause()), failure.hint()),
     }));
-    let lacks = after.with(&[], &addresses) != settled;
+    let lacks = after.with(&[], &leading) != settled;
     // Where no cluster is joined through a region, the gateway is none of ours.
     if lacks || (!standing.smooth && !wanted.is_empty()) {
-        repairs.push(Repair::Gateway { wanted, addresses });
+        repairs.push(Repair::Gateway { wanted, regions });
     }
 }
 

@@ -157,11 +157,11 @@ mod tests {
     use super::*;
 
     fn gateway() -> Repair {
-        Repair::Gateway { wanted: vec![], addresses: BTreeMap::new() }
+        Repair::Gateway { wanted: vec![], regions: BTreeMap::new() }
     }
 
     fn east() -> Repair {
-        Repair::Addresses { region: "east".parse().unwrap(), addresses: [[10, 0, 0, 1].into()].into() }
+        Repair::Addresses { region: "east".parse().unwrap(), way: Default::default() }
     }
 
     fn at(seconds: i64) -> Timestamp {

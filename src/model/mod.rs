@@ -1,6 +1,7 @@
 //! The rules, as pure functions over typed values: no client, no clock, no runtime.
 
 pub mod aliases;
+pub mod answering;
 pub mod checkup;
 pub mod drift;
 pub mod joined;
@@ -24,6 +25,7 @@ pub mod region;
 pub mod report;
 pub mod rollout;
 pub mod route;
+pub mod services;
 pub mod traffic;
 pub mod tree;
 pub mod usage;

@@ -18,6 +18,15 @@ pub struct EntryNode {
     pub ready: bool,
 }
 
+/// The way into a region.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Way {
+    /// The addresses of the nodes by which the hub enters it.
+    pub nodes: BTreeSet<IpAddr>,
+    /// The ports there that the hub connects to.
+    pub ports: BTreeSet<u16>,
+}
+
 /// The nodes that the region's settings choose and that have an address, by name.
 pub fn entry_nodes(nodes: &[Node], settings: &Nodes) -> Vec<EntryNode> {
     let mut chosen: Vec<_> = nodes.iter().filter_map(|node| entry_node(node, settings)).collect();

@@ -13,6 +13,7 @@ use super::ports::Ports;
 use super::region::Region as Settings;
 use super::report::Report;
 use super::route::{Laid, Route, slots};
+use super::services::Entries;
 use crate::error::Result;
 
 /// A hub, its regions and the clusters joined through them.
@@ -26,6 +27,8 @@ pub struct Observed {
     pub addon: Result<()>,
     /// Its cluster-gateway.
     pub gateway: Result<SeenGateway>,
+    /// The Services on the hub that lead to regions, where host aliases lead to those.
+    pub services: Option<BTreeMap<ClusterName, Entries>>,
     /// The regions that were asked, by name.
     pub regions: Vec<SeenRegion>,
     /// The clusters joined through those regions, by name.

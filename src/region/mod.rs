@@ -122,6 +122,15 @@ impl Region {
     }
 }
 
+/// Takes the ports of this name from a region's Service, and before that from what leads there on the hub: then another cluster may have
+/// them. Returns whether there were any.
+pub async fn release_ports(hub: &Hub, region: &Region, name: &str) -> Result<bool> {
+    if let Some(ports) = region.ports(name).await? {
+        hub.close(&region.name, ports.node).await?;
+    }
+    region.release_ports(name).await
+}
+
 /// What a proxy tells in an annotation of its Lease.
 fn read<T: DeserializeOwned>(lease: &Lease, annotation: &str) -> Option<T> {
     serde_json::from_str(lease.annotations().get(annotation)?).ok()

@@ -27,16 +27,44 @@ func TestTheAddonIsPinnedToTheHub(t *testing.T) {
 	if app.Name != "addon-xregion" || app.Namespace != "vela-system" {
 		t.Errorf("%s/%s", app.Namespace, app.Name)
 	}
-	if len(app.Spec.Policies) != 1 || !strings.Contains(string(app.Spec.Policies[0].Properties.Raw), `"local"`) {
-		t.Errorf("policies %+v", app.Spec.Policies)
+	if string(app.Spec.Policies[0].Properties.Raw) != `{"clusters":["local"]}` {
+		t.Errorf("%s", app.Spec.Policies[0].Properties.Raw)
 	}
 	for _, name := range []string{
 		"ServiceAccount/xregion", "Role/xregion", "RoleBinding/xregion", "Role/xregion-author", "ClusterRole/xregion", "ClusterRoleBinding/xregion", "ConfigMap/xregion-job",
 		"ValidatingAdmissionPolicy/xregion-regions", "ValidatingAdmissionPolicyBinding/xregion-regions",
+		"Namespace/xregion-system", "Role/xregion-system/xregion", "RoleBinding/xregion-system/xregion",
 		"Deployment/xregion-controller", "ServiceAccount/xregion-controller", "Role/xregion-controller", "RoleBinding/xregion-controller",
 	} {
 		if _, found := objects[name]; !found {
 			t.Errorf("no %s", name)
+		}
+	}
+}
+
+func TestWhatHostAliasesLeadToOutlivesTheAddon(t *testing.T) {
+	for _, want := range []string{"services", "nodes"} {
+		app, objects, err := renderAddon(t, map[string]any{"hostAliases": want})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := at(t, objects["Namespace/xregion-system"].Object, "metadata", "annotations", "xregion.oam.dev/host-aliases-lead-to")
+		if got != want {
+			t.Errorf("%v", got)
+		}
+		var kept struct {
+			Rules []struct {
+				Selector struct{ ComponentNames []string }
+				Strategy string
+			}
+		}
+		decode(t, string(app.Spec.Policies[1].Properties.Raw), &kept)
+		rule := kept.Rules[0]
+		if app.Spec.Policies[1].Type != "garbage-collect" || rule.Strategy != "never" {
+			t.Errorf("%+v", app.Spec.Policies[1])
+		}
+		if len(rule.Selector.ComponentNames) != 1 || rule.Selector.ComponentNames[0] != "xregion-entries" {
+			t.Errorf("%v", rule.Selector)
 		}
 	}
 }
@@ -47,6 +75,7 @@ func TestAMisspeltParameterIsRefused(t *testing.T) {
 		{"imagePullPolicy": "Sometimes"},
 		{"resources": map[string]any{"limit": map[string]any{}}},
 		{"regions": "proxy-east"},
+		{"hostAliases": "pods"},
 		{"controller": map[string]any{"enable": false}},
 		{"controller": map[string]any{"resources": map[string]any{"limits": map[string]any{"mem": "1Gi"}}}},
 	} {
@@ -261,7 +290,7 @@ func TestJoinsHaveTheSameRightsInAJobAndInTheController(t *testing.T) {
 }
 
 func TestNoRuleHasAWildcard(t *testing.T) {
-	for _, name := range []string{"Role/xregion", "ClusterRole/xregion", "Role/xregion-controller"} {
+	for _, name := range []string{"Role/xregion", "ClusterRole/xregion", "Role/xregion-controller", "Role/xregion-system/xregion"} {
 		for _, rule := range rules(t, nil, name) {
 			for _, value := range append(append(append([]string{}, rule.Verbs...), rule.Resources...), rule.APIGroups...) {
 				if value == "*" {
@@ -406,7 +435,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/controller.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
+		"resources/controller.cue", "resources/entries.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
 		"views/xregion-routes.cue",
 	} {
 		want[name] = true

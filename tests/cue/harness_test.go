@@ -115,7 +115,11 @@ func renderAddon(t *testing.T, parameters map[string]any) (*v1beta1.Application,
 		}
 		for _, object := range properties.Objects {
 			u := unstructured.Unstructured{Object: object}
-			objects[u.GetKind()+"/"+u.GetName()] = u
+			name := u.GetKind() + "/" + u.GetName()
+			if namespace := u.GetNamespace(); namespace != "" && namespace != app.Namespace {
+				name = u.GetKind() + "/" + namespace + "/" + u.GetName()
+			}
+			objects[name] = u
 		}
 	}
 	return app, objects, nil

@@ -4,6 +4,8 @@ use serde_json::json;
 use super::super::names::Slot;
 use super::super::observed::sample::{name, route, silence, well};
 use super::super::observed::{Observed, SeenGateway};
+use super::super::services::Needs;
+use super::super::services::tests::provided;
 use super::*;
 use crate::error::Kind;
 
@@ -29,7 +31,7 @@ fn world() -> World {
 impl World {
     fn decide(&self) -> (Vec<Repair>, Vec<Trouble>) {
         let aliases = self.seen.gateway.as_ref().unwrap().aliases.clone();
-        let standing = Standing { aliases, smooth: self.smooth, last_writer: None };
+        let standing = Standing { aliases, smooth: self.smooth, services: self.seen.services.clone(), last_writer: None };
         let gateway = Some(&standing);
         decide(&Facts { hub: &self.seen.hub, records: &self.records, regions: &self.seen.regions, gateway })
     }
@@ -49,17 +51,33 @@ impl World {
         (repairs.iter().map(ToString::to_string).collect(), told)
     }
 
+    fn leads(&self, region: &ClusterName, way: &Way) -> Leads {
+        match &self.seen.services {
+            None => way.nodes.clone().into(),
+            Some(services) => services[region].leads(&way.ports, &way.nodes).unwrap(),
+        }
+    }
+
     /// As the loop does it.
     fn mend(&mut self, repairs: Vec<Repair>) {
         for repair in repairs {
             match repair {
-                Repair::Gateway { wanted, addresses } => {
-                    let (after, _) = self.gateway().aliases.with_admitted(&wanted, &addresses, true);
-                    self.gateway().aliases = after.with(&[], &addresses);
+                Repair::Gateway { wanted, regions } => {
+                    let leading = regions.iter().map(|(region, way)| (region.to_string(), self.leads(region, way))).collect();
+                    let (after, _) = self.gateway().aliases.with_admitted(&wanted, &leading, true);
+                    self.gateway().aliases = after.with(&[], &leading);
                     self.smooth = true;
                 }
-                Repair::Addresses { region, addresses } => {
-                    self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), addresses)].into());
+                Repair::Addresses { region, way } => {
+                    let leads = self.leads(&region, &way);
+                    self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
+                }
+                Repair::Services { region, way } => {
+                    let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: 1 };
+                    let entries = provided(&region, &needs);
+                    self.seen.services.as_mut().unwrap().insert(region.clone(), entries);
+                    let leads = self.leads(&region, &way);
+                    self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
                 }
                 Repair::Way { route, ports, .. } => {
                     let east = self.east();

@@ -92,7 +92,8 @@ pub fn well() -> Observed {
         cluster: name(cluster),
         region: name("proxy-east"),
     };
-    let nodes = [("proxy-east".to_owned(), [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into())].into();
+    let nodes = BTreeSet::from([[10, 0, 1, 1].into(), [10, 0, 1, 2].into()]);
+    let nodes = [("proxy-east".to_owned(), nodes.into())].into();
     let region = |region: &str, inside| SeenRegion { name: name(region), inside: Ok(inside) };
     let direct = ["proxy-east", "proxy-west"].map(|region| (name(region), None));
     let through = ["business-a", "b"].map(|cluster| (name(cluster), Some(name("proxy-east"))));
@@ -105,6 +106,7 @@ pub fn well() -> Observed {
             aliases: HostAliases::default().with(&[wanted("business-a"), wanted("b")], &nodes),
             waiting: None,
         }),
+        services: None,
         regions: vec![region("proxy-east", inside(1, routes)), region("proxy-west", inside(2, vec![]))],
         clusters: vec![cluster("b", "10.9.0.1", 30001), cluster("business-a", "business-a.example", 30000)],
         unread: vec![],

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::Lab;
-use crate::site::{GATEWAY, NAMESPACE};
+use crate::site::{ENTRIES, GATEWAY, NAMESPACE};
 
 const REGION: &str = "proxy-east";
 const SERVICE: &str = "cross-region-nginx-proxy-svc";
@@ -88,8 +88,33 @@ impl Lab {
             record,
             strategy["rollingUpdate"]["maxUnavailable"],
             container["readinessProbe"],
-            container["lifecycle"]
+            container["lifecycle"],
+            container["env"]
         ]))
+    }
+
+    /// The addresses of the hub's Services that lead to a region, in order.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn entry_addresses(&self, region: &str) -> Result<Vec<String>> {
+        let mut addresses = self.entries("services", region, "{.items[*].spec.clusterIP}")?;
+        addresses.sort_unstable_by_key(|ip| ip.parse::<std::net::IpAddr>().ok());
+        Ok(addresses)
+    }
+
+    /// The nodes that those Services lead to, once for each EndpointSlice.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn entry_nodes(&self, region: &str) -> Result<Vec<String>> {
+        self.entries("endpointslices", region, "{.items[*].endpoints[*].addresses[0]}")
+    }
+
+    fn entries(&self, kind: &str, region: &str, path: &str) -> Result<Vec<String>> {
+        let label = format!("xregion.oam.dev/region={region}");
+        let found = self.kubectl("hub", &["get", kind, "-n", ENTRIES, "-l", &label, "-o", &format!("jsonpath={path}")])?;
+        Ok(found.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Takes the host aliases and their record off the gateway's Deployment.

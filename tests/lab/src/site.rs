@@ -10,6 +10,8 @@ use crate::{Lab, topology, wait};
 
 /// Namespace of KubeVela and of everything of xregion's.
 pub const NAMESPACE: &str = "vela-system";
+/// Namespace of the hub's Services that lead to regions.
+pub const ENTRIES: &str = "xregion-system";
 /// The gateway's Deployment in a hub that `vela install` made.
 pub const GATEWAY: &str = "kubevela-cluster-gateway";
 const GATEWAY_CONTAINER: &str = "kubevela-vela-core-cluster-gateway";
@@ -195,6 +197,7 @@ impl Lab {
             self.stop_cluster(&further.name)?;
         }
         self.lose_aliases()?;
+        self.kubectl("hub", &["delete", "services", "-n", ENTRIES, "--all"])?;
         self.reset_gateway()
     }
 
@@ -219,7 +222,9 @@ impl Lab {
         let chart = json!({"spec": {
             "minReadySeconds": 0,
             "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
-            "template": {"spec": {"containers": [{"name": GATEWAY_CONTAINER, "readinessProbe": null, "lifecycle": null}]}},
+            "template": {"spec": {"containers": [
+                {"name": GATEWAY_CONTAINER, "readinessProbe": null, "lifecycle": null, "env": null},
+            ]}},
         }});
         self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "-p", &chart.to_string()])?;
         self.kubectl("hub", &["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"])?;

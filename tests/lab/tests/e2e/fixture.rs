@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use xregion_lab::progress::Progress;
-use xregion_lab::site::{self, Dist, GATEWAY, NAMESPACE};
+use xregion_lab::site::{self, Dist, ENTRIES, GATEWAY, NAMESPACE};
 use xregion_lab::{BusinessSpec, Lab, Region, wait};
 
 pub use std::time::Duration;
@@ -246,6 +246,9 @@ impl Snapshot {
                     .filter(|entry| except.is_empty() || !entry[0].as_str().unwrap_or_default().starts_with(except))
                     .collect::<Vec<_>>()
             ),
+            json!(["services", "endpointslices"].map(|kind| {
+                specs(get("hub", &["-n", ENTRIES, kind]), |one| json!([one["spec"]["ports"], one["ports"], one["endpoints"]]))
+            })),
             json!(["proxy-east", "proxy-west"].map(|proxy| {
                 let service = get(proxy, &["service", "cross-region-nginx-proxy-svc"]);
                 json!([

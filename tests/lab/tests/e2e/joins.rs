@@ -104,15 +104,19 @@ fn f_region_of_two_nodes_is_entered_by_both() {
     let aliases: serde_json::Value = serde_json::from_str(&aliases).unwrap();
     let nodes: serde_json::Value =
         serde_json::from_str(&lab.kubectl("proxy-east", &["get", "nodes", "-o", "json"]).unwrap()).unwrap();
-    let addresses = nodes["items"].as_array().unwrap().iter().map(|node| node["status"]["addresses"][0]["address"].clone());
-    let mut count = 0;
+    let addresses = lab.entry_addresses("proxy-east").unwrap();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
     for address in addresses {
-        let entry = aliases.as_array().unwrap().iter().find(|entry| entry["ip"] == address);
+        let entry = aliases.as_array().unwrap().iter().find(|entry| entry["ip"] == address.as_str());
         let names = entry.unwrap_or_else(|| panic!("{address} is not in {aliases}"))["hostnames"].to_string();
         assert!(names.contains("a1b2c3d4e5.gr7.ap-east-1.eks.example"), "{names}");
-        count += 1;
     }
-    assert_eq!(count, 2);
+    let mut nodes: Vec<_> =
+        nodes["items"].as_array().unwrap().iter().map(|node| node["status"]["addresses"][0]["address"].to_string()).collect();
+    nodes.sort_unstable();
+    let mut led: Vec<_> = lab.entry_nodes("proxy-east").unwrap().iter().map(|node| format!("{node:?}")).collect();
+    led.sort_unstable();
+    assert_eq!((led, nodes.len()), (nodes, 2), "each Service leads to one of the two");
 }
 
 #[test]

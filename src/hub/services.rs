@@ -1,0 +1,195 @@
+//! The Services on the hub that host aliases lead to: read, brought to what a region needs, and taken down with its last cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::future::join_all;
+use futures::try_join;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Hub, call, gone_is_fine};
+use crate::error::{Failure, Kind, Result};
+use crate::model::names::{ClusterName, KIND, MANAGER};
+use crate::model::services::{Entries, HUB_NAMESPACE, KIND_ENTRY, LEAD_TO, Needs, Write, by_region};
+
+/// How often others may change a region's Services between our reading and writing them.
+const ATTEMPTS: usize = 50;
+/// How long the hub's nodes may take to lead a Service's new ports anywhere; kube-proxy takes a second or two.
+const PATIENCE: Duration = Duration::from_secs(15);
+const TRY_EVERY: Duration = Duration::from_millis(100);
+const DIAL: Duration = Duration::from_secs(1);
+
+impl Hub {
+    /// Whether host aliases should lead to Services here, or else to the nodes of regions themselves: the addon says so.
+    pub async fn leads_to_services(&self) -> Result<bool> {
+        let namespaces: Api<Namespace> = Api::all(self.client());
+        let found = call(&format!("read namespace {HUB_NAMESPACE} of the hub"), namespaces.get_opt(HUB_NAMESPACE)).await?;
+        Ok(found.is_some_and(|namespace| namespace.annotations().get(LEAD_TO).is_some_and(|to| to == "services")))
+    }
+
+    /// The Services of every region.
+    pub async fn entries(&self) -> Result<BTreeMap<ClusterName, Entries>> {
+        let params = ListParams::default().labels(&format!("{KIND}={KIND_ENTRY}"));
+        let (services, slices) = (self.entry_services(), self.entry_slices());
+        let what = ["Services", "EndpointSlices"].map(|what| format!("list {what} in {HUB_NAMESPACE}"));
+        let (services, slices) = try_join!(call(&what[0], services.list(&params)), call(&what[1], slices.list(&params)))?;
+        Ok(by_region(&services.items, &slices.items))
+    }
+
+    async fn entries_of(&self, region: &ClusterName) -> Result<Entries> {
+        Ok(self.entries().await?.remove(region).unwrap_or_default())
+    }
+
+    /// Brings the Services of a region to what it needs, and waits until the hub's nodes lead there. Unchanged means no write.
+    pub async fn provide(&self, region: &ClusterName, needs: &Needs) -> Result<Entries> {
+        let mut written = false;
+        for _ in 0..ATTEMPTS {
+            let now = self.entries_of(region).await?;
+            let writes = now.writes(region, needs);
+            if writes.is_empty() {
+                if written {
+                    self.await_doors(region, &now).await?;
+                }
+                return Ok(now);
+            }
+            written = true;
+            // A conflict, or an object that is gone: the next round sees what there is.
+            join_all(writes.into_iter().map(|write| self.write_entry(write))).await.into_iter().collect::<Result<()>>()?;
+        }
+        Err(contended(region))
+    }
+
+    /// Leads the Services of a region to these nodes. Says whether that was a change.
+    pub async fn lead(&self, region: &ClusterName, nodes: &BTreeSet<IpAddr>) -> Result<bool> {
+        let needs = Needs { nodes: nodes.clone(), ..Needs::default() };
+        let mut changed = false;
+        for _ in 0..ATTEMPTS {
+            let writes = self.entries_of(region).await?.writes(region, &needs);
+            if writes.is_empty() {
+                return Ok(changed);
+            }
+            changed = true;
+            join_all(writes.into_iter().map(|write| self.write_entry(write))).await.into_iter().collect::<Result<()>>()?;
+        }
+        Err(contended(region))
+    }
+
+    /// Takes a port off the Services of a region; with its last port a Service goes.
+    pub async fn close(&self, region: &ClusterName, port: u16) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let now = self.entries_of(region).await?;
+            let less = now.without(region, port);
+            if less.is_empty() {
+                // Off the EndpointSlices, too.
+                let writes = now.writes(region, &Needs::default());
+                if writes.is_empty() {
+                    return Ok(());
+                }
+                join_all(writes.into_iter().map(|write| self.write_entry(write))).await.into_iter().collect::<Result<()>>()?;
+            }
+            let written = less.into_iter().map(|(name, version, patch)| async move {
+                match patch {
+                    Some(patch) => self.write_entry(Write::PatchService(name, patch)).await,
+                    None => {
+                        let preconditions = Preconditions { resource_version: Some(version), uid: None };
+                        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+                        let deleted = gone_is_fine(self.entry_services().delete(&name, &params)).await.map(drop);
+                        outcome(&format!("remove Service {HUB_NAMESPACE}/{name}"), deleted).await
+                    }
+                }
+            });
+            join_all(written).await.into_iter().collect::<Result<()>>()?;
+        }
+        Err(contended(region))
+    }
+
+    async fn write_entry(&self, write: Write) -> Result<()> {
+        let (services, slices) = (self.entry_services(), self.entry_slices());
+        let create = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        let change = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        match write {
+            Write::CreateService(service) => {
+                let service: Service = typed(service)?;
+                let what = format!("create Service {HUB_NAMESPACE}/{}", service.name_any());
+                outcome(&what, services.create(&create, &service).await.map(drop)).await
+            }
+            Write::PatchService(name, patch) => {
+                let patched = services.patch(&name, &change, &Patch::Merge(&patch)).await.map(drop);
+                outcome(&format!("change Service {HUB_NAMESPACE}/{name}"), patched).await
+            }
+            Write::CreateSlice(slice) => {
+                let slice: EndpointSlice = typed(slice)?;
+                let what = format!("create EndpointSlice {HUB_NAMESPACE}/{}", slice.name_any());
+                outcome(&what, slices.create(&create, &slice).await.map(drop)).await
+            }
+            Write::ReplaceSlice(name, slice) => {
+                let replaced = slices.replace(&name, &create, &typed(slice)?).await.map(drop);
+                outcome(&format!("change EndpointSlice {HUB_NAMESPACE}/{name}"), replaced).await
+            }
+        }
+    }
+
+    /// Waits until the hub's nodes lead connections to a region's Services somewhere: before any name leads there. From a shell that
+    /// can't be seen.
+    async fn await_doors(&self, region: &ClusterName, entries: &Entries) -> Result<()> {
+        if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        for (ip, port) in entries.doors() {
+            while !timeout(DIAL, TcpStream::connect((ip, port))).await.is_ok_and(|connected| connected.is_ok()) {
+                if start.elapsed() > PATIENCE {
+                    return Err(Failure::new(
+                        Kind::GatewayRollout,
+                        format!(
+                            "region {region}: its Services on the hub lead nowhere: {ip} port {port} was not answered within {} s",
+                            PATIENCE.as_secs()
+                        ),
+                        format!(
+                            "check kube-proxy and network policies on the hub (kubectl -n {HUB_NAMESPACE} get services,endpointslices), \
+                             or let host aliases lead to nodes: vela addon enable xregion hostAliases=nodes"
+                        ),
+                    ));
+                }
+                sleep(TRY_EVERY).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry_services(&self) -> Api<Service> {
+        Api::namespaced(self.client(), HUB_NAMESPACE)
+    }
+
+    fn entry_slices(&self) -> Api<EndpointSlice> {
+        Api::namespaced(self.client(), HUB_NAMESPACE)
+    }
+}
+
+/// A write's outcome; that somebody else was faster is none of its errors.
+async fn outcome(what: &str, written: kube::Result<()>) -> Result<()> {
+    match written {
+        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(()),
+        written => call(what, async { written }).await,
+    }
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
+}
+
+fn contended(region: &ClusterName) -> Failure {
+    Failure::new(
+        Kind::Unexpected,
+        format!("the Services of region {region} in {HUB_NAMESPACE} were changed by others at each of {ATTEMPTS} attempts"),
+        "find the other writer (kubectl get services -o yaml --show-managed-fields), then try again",
+    )
+}
