@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::slice::from_ref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
@@ -88,8 +89,27 @@ async fn dial(port: u16) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Sends something to a port, and waits for the other side's end of the connection; it must not say anything.
+async fn is_closed(port: u16, words: &[u8]) {
+    let mut stream = TcpStream::connect((LOCAL, port)).await.unwrap();
+    stream.write_all(words).await.unwrap();
+    let end = timeout(Duration::from_secs(10), stream.read(&mut [0])).await.expect("it stays open");
+    assert!(!matches!(end, Ok(1..)), "somebody answered");
+}
+
+/// The first words of a TLS client that asks for this name.
+fn client_hello(name: &str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let mut words = Vec::new();
+    rustls::ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut words).unwrap();
+    words
+}
+
 async fn start(directory: &Path, served: &[Served]) -> Nginx {
-    let host = inspect(&nginx_path(), directory).await.unwrap();
+    let host = inspect(&nginx_path(), directory, free_port().await).await.unwrap();
     let files = host.render(LIMITS, served);
     Nginx::start(&nginx_path(), host, files).await.unwrap()
 }
@@ -127,6 +147,21 @@ async fn a_route_carries_no_more_connections_at_once_than_may_be() {
     });
     again.await.expect("what ended makes room");
     nginx.stop(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn the_region_s_own_port_is_open_from_the_start_and_leads_nowhere() {
+    let directory = TempDir::new().unwrap();
+    let nginx = start(directory.path(), &[]).await;
+    let port = nginx.host().sni_listen;
+    let words =
+        [client_hello("api.example"), client_hello("192.0.2.1"), client_hello("localhost"), b"GET / HTTP/1.1\r\n\r\n".to_vec()];
+    for words in words {
+        is_closed(port, &words).await;
+    }
+    // Who says nothing is heard out for a while.
+    is_closed(port, b"").await;
+    nginx.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -200,9 +235,9 @@ async fn what_nginx_refuses_leaves_the_last_good_configuration() {
 #[tokio::test]
 async fn an_nginx_that_cant_be_used_is_told_in_a_sentence() {
     let directory = TempDir::new().unwrap();
-    let error = inspect(Path::new("/nowhere/nginx"), directory.path()).await.unwrap_err();
+    let error = inspect(Path::new("/nowhere/nginx"), directory.path(), 7443).await.unwrap_err();
     assert!(error.to_string().contains("can't run /nowhere/nginx"), "{error}");
-    let error = inspect(Path::new("/bin/true"), directory.path()).await.unwrap_err();
+    let error = inspect(Path::new("/bin/true"), directory.path(), 7443).await.unwrap_err();
     assert!(error.to_string().contains("no stream module"), "{error}");
 }
 
@@ -236,6 +271,7 @@ async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
         nginx: nginx_path(),
         dir: directory.path().to_owned(),
         health_port,
+        sni_listen: free_port().await,
         pod_name: "proxy-1".into(),
         pod_uid: "u1".into(),
         pod_namespace: "vela-system".into(),

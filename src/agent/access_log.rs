@@ -107,7 +107,7 @@ mod tests {
             ..Plan::default()
         };
         let nginx = Path::new("/usr/sbin/nginx");
-        let host = inspect(nginx, directory.path()).await.unwrap();
+        let host = inspect(nginx, directory.path(), free_port().await).await.unwrap();
         let files = host.render(LIMITS, plan.served.values());
         let mut nginx = Nginx::start(nginx, host, files).await.unwrap();
         let metrics = Metrics::new();

@@ -51,7 +51,7 @@ use self::watched::Watched;
 use crate::connect;
 use crate::endpoints::{self, Endpoints, Health};
 use crate::model::nginx::Limits;
-use crate::model::region::Timeouts;
+use crate::model::region::{SNI_LISTEN, Timeouts};
 use crate::model::report::Report;
 
 /// How long a proxy that ends goes on accepting: it takes a while until nobody sends it connections any more.
@@ -77,6 +77,9 @@ pub struct AgentArgs {
     /// The port of /livez, /readyz and /metrics
     #[arg(long, value_name = "PORT", default_value_t = 7080)]
     pub health_port: u16,
+    /// The port for connections that are told apart by name
+    #[arg(skip = SNI_LISTEN)]
+    pub sni_listen: u16,
     /// The name of the pod, and so of the Lease that says what it serves
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub pod_name: String,
@@ -110,13 +113,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 
 /// Runs the proxy with the API and the DNS given, until `stop`.
 pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let AgentArgs { nginx, dir, health_port, pod_name, pod_uid, pod_namespace } = args;
+    let AgentArgs { nginx, dir, health_port, sni_listen, pod_name, pod_uid, pod_namespace } = args;
     let mut background = JoinSet::new();
     let (health, metrics) = (Health::new("the routes are not applied yet, or no more\n"), Metrics::new());
     let numbers = metrics.clone();
     let endpoints = Endpoints::new(health.clone(), move || numbers.text());
     background.spawn(endpoints::serve(health_port, endpoints).await?);
-    let host = nginx::inspect(&nginx, &dir).await?;
+    let host = nginx::inspect(&nginx, &dir, sni_listen).await?;
     let files = host.render(NO_TRAFFIC, []);
     let mut nginx = Nginx::start(&nginx, host, files).await?;
     metrics.set_nginx(nginx.id());

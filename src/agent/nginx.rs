@@ -58,15 +58,15 @@ pub enum Outcome {
     },
 }
 
-/// Finds out what to render for: the nginx at `binary`, with `directory` to write to.
-pub async fn inspect(binary: &Path, directory: &Path) -> anyhow::Result<Host> {
+/// Finds out what to render for: the nginx at `binary`, with `directory` to write to and the port for connections told apart by name.
+pub async fn inspect(binary: &Path, directory: &Path, sni_listen: u16) -> anyhow::Result<Host> {
     Host::check_directory(directory).map_err(anyhow::Error::msg)?;
     let build = Build::parse(&output(Command::new(binary).arg("-V")).await?.1).map_err(anyhow::Error::msg)?;
     // Only root changes the user of its workers, and stops if there is no such user.
     let user = (Uid::effective().is_root() && !has_user(&build.user)).then(|| "root".to_owned());
     let ipv6 = TcpListener::bind("[::]:0").is_ok();
     let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE).context("can't read the limit of open files")?;
-    Ok(Host { build, directory: directory.to_owned(), ipv6, open_files, user })
+    Ok(Host { build, directory: directory.to_owned(), ipv6, open_files, user, sni_listen })
 }
 
 /// Reads the file itself: `getpwnam` of a static executable would load libraries of whatever image this is.

@@ -43,6 +43,7 @@ use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, dec
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
 use crate::model::names::{CONTROLLER, ClusterName};
 use crate::model::observed::SeenRegion;
+use crate::model::region::SNI_PORT;
 use crate::model::services::Entries;
 use crate::region::Region;
 use crate::rolling::{self, Change};
@@ -53,8 +54,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How often the loop tells that it turns while it waits for that.
 const TURN_EVERY: Duration = Duration::from_secs(10);
-/// The port of a region that every proxy answers at without asking any cluster.
-const PROBED: &str = "xregion-sni";
 /// How much an Event can say, in bytes.
 const LONGEST_NOTE: usize = 1000;
 
@@ -129,7 +128,8 @@ impl Seen {
             let led = entries.nodes();
             let entrance = match &seen.inside {
                 Ok(inside) => {
-                    let port = inside.ports.get(PROBED)?.node;
+                    // It reaches a proxy, and no cluster: nothing is said there.
+                    let port = inside.ports.get(SNI_PORT)?.node;
                     Entrance { nodes: inside.nodes.iter().map(|node| node.ip).collect(), port, led }
                 }
                 Err(_) => Entrance { led, ..known.get(region)?.clone() },

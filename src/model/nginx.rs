@@ -18,6 +18,10 @@ const OTHER_FILES: u64 = 64;
 const PATH_CHARACTERS: &str = "/._-";
 /// Longest directory: the path of a unix socket below it must fit 107 bytes.
 const LONGEST_DIRECTORY: usize = 80;
+/// The server for connections that are told apart by name.
+const SNI_FILE: &str = "sni.conf";
+/// Seconds a connection has to say which name it asks for. A client sends that first thing.
+const PREREAD_SECONDS: u32 = 5;
 
 /// What `nginx -V` says about a build that matters here.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,6 +50,9 @@ impl Build {
             (false, Some("dynamic")) => Some(modules().join("ngx_stream_module.so")),
             _ => return Err(format!("{version} has no stream module; use an nginx built with --with-stream")),
         };
+        if !arguments().any(|argument| argument == "--with-stream_ssl_preread_module") {
+            return Err(format!("{version} can't read TLS names; use an nginx built with --with-stream_ssl_preread_module"));
+        }
         Ok(Self { version: version.to_owned(), stream_module, user: value("--user").unwrap_or("nobody").to_owned() })
     }
 }
@@ -63,6 +70,8 @@ pub struct Host {
     pub open_files: u64,
     /// The user workers are to run as, where nginx's own choice does not exist.
     pub user: Option<String>,
+    /// The port for connections that are told apart by name.
+    pub sni_listen: u16,
 }
 
 /// A route and the addresses its upstream has.
@@ -108,6 +117,7 @@ impl Host {
         let mut files: Files = served.into_iter().map(route).collect();
         let main = self.main(limits, files.len());
         files.insert("nginx.conf".into(), main);
+        files.insert(SNI_FILE.into(), self.sni());
         files
     }
 
@@ -118,7 +128,7 @@ impl Host {
 
     fn main(&self, Limits { timeouts, connections: limit }: Limits, routes: usize) -> String {
         // A listener occupies a connection in every worker.
-        let connections = CONNECTIONS + routes * if self.ipv6 { 2 } else { 1 } + 1;
+        let connections = CONNECTIONS + (routes + 1) * if self.ipv6 { 2 } else { 1 } + 1;
         let open_files = self.open_files.min(connections as u64 + OTHER_FILES);
         let module = self.build.stream_module.as_ref().map(|path| format!("load_module {};\n", path.display()));
         let user = self.user.as_ref().map(|user| format!("user {user};\n"));
@@ -146,6 +156,7 @@ stream {{
     # API clients give up a TLS handshake after 10 s: don't go on trying addresses for nobody
     proxy_next_upstream_timeout {all}s;{zone}
     include generation.conf;
+    include {SNI_FILE};
     include routes/*.conf;
 }}
 ",
@@ -154,6 +165,29 @@ stream {{
             directory = self.directory.display(),
             all = connect.saturating_mul(3),
         )
+    }
+
+    /// The one server for all that are told apart by the TLS name they ask for: a name that is not listed leads nowhere, and no connection
+    /// ever to a host of the client's choosing.
+    fn sni(&self) -> String {
+        let listeners = self.listeners(self.sni_listen);
+        format!(
+            "map $ssl_preread_server_name $xregion_upstream {{
+    default \"\";
+}}
+server {{
+{listeners}    ssl_preread on;
+    preread_timeout {PREREAD_SECONDS}s;
+    proxy_pass $xregion_upstream;
+}}
+"
+        )
+    }
+
+    /// Load balancers and NATs forget a silent connection after minutes; Linux's first keepalive comes after two hours.
+    fn listeners(&self, port: u16) -> String {
+        let families = ["", "[::]:"].iter().take(if self.ipv6 { 2 } else { 1 });
+        families.map(|family| format!("    listen {family}{port} so_keepalive=60s:15s:4;\n")).collect()
     }
 
     fn route(&self, Served { route, addresses }: &Served, limit: u32) -> String {
@@ -175,10 +209,7 @@ stream {{
             let _ = writeln!(text, "    server {} max_fails=0;", SocketAddr::new(*address, route.port));
         }
         text.push_str("}\nserver {\n");
-        for listener in ["", "[::]:"].iter().take(if self.ipv6 { 2 } else { 1 }) {
-            // Load balancers and NATs forget a silent connection after minutes; Linux's first keepalive comes after two hours.
-            let _ = writeln!(text, "    listen {listener}{} so_keepalive=60s:15s:4;", route.listen);
-        }
+        text.push_str(&self.listeners(route.listen));
         if limit > 0 {
             let _ = writeln!(text, "    limit_conn routes {limit};");
         }
@@ -202,18 +233,19 @@ mod tests {
 
     use super::*;
     use crate::model::names::{HubId, Slot};
+    use crate::model::region::SNI_LISTEN;
 
     const DEBIAN: &str = "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22 (running with OpenSSL 3.0.19)\nTLS SNI support enabled\n\
         configure arguments: --with-cc-opt='-g -O2 -fPIC' --prefix=/usr/share/nginx --conf-path=/etc/nginx/nginx.conf \
-        --modules-path=/usr/lib/nginx/modules --with-compat --with-stream_ssl_module --with-mail=dynamic --with-stream=dynamic \
-        --with-stream_geoip_module=dynamic\n";
+        --modules-path=/usr/lib/nginx/modules --with-compat --with-stream_ssl_module --with-stream_ssl_preread_module --with-mail=dynamic \
+        --with-stream=dynamic --with-stream_geoip_module=dynamic\n";
     const STOCK: &str = "nginx version: nginx/1.30.4\nbuilt by gcc 14.2.0 (Debian 14.2.0-19)\nTLS SNI support enabled\n\
         configure arguments: --prefix=/etc/nginx --sbin-path=/usr/sbin/nginx --modules-path=/usr/lib/nginx/modules --user=nginx \
-        --group=nginx --with-compat --with-mail --with-stream --with-stream_realip_module --with-cc-opt='-g -O2 -fPIC'\n";
+        --group=nginx --with-compat --with-mail --with-stream --with-stream_realip_module --with-stream_ssl_preread_module --with-cc-opt='-g -O2 -fPIC'\n";
 
     fn host() -> Host {
         let build = Build::parse(STOCK).unwrap();
-        Host { build, directory: "/run/xregion".into(), ipv6: true, open_files: 1 << 20, user: None }
+        Host { build, directory: "/run/xregion".into(), ipv6: true, open_files: 1 << 20, user: None, sni_listen: SNI_LISTEN }
     }
 
     fn limits() -> Limits {
@@ -241,9 +273,16 @@ mod tests {
         for (output, want) in [
             (DEBIAN, module("/usr/lib/nginx/modules/ngx_stream_module.so")),
             (STOCK, Ok(None)),
-            ("configure arguments: --with-stream=dynamic", module("/usr/local/nginx/modules/ngx_stream_module.so")),
-            ("configure arguments: --prefix=/opt/n --with-stream=dynamic", module("/opt/n/modules/ngx_stream_module.so")),
+            (
+                "configure arguments: --with-stream=dynamic --with-stream_ssl_preread_module",
+                module("/usr/local/nginx/modules/ngx_stream_module.so"),
+            ),
+            (
+                "configure arguments: --prefix=/opt/n --with-stream=dynamic --with-stream_ssl_preread_module",
+                module("/opt/n/modules/ngx_stream_module.so"),
+            ),
             ("configure arguments: --with-stream_ssl_module", Err("stream module")),
+            ("configure arguments: --with-stream", Err("can't read TLS names")),
             ("", Err("stream module")),
         ] {
             let found = Build::parse(output).map(|build| build.stream_module);
@@ -265,14 +304,14 @@ mod tests {
             server [2001:db8::1]:443 max_fails=0;\n}\nserver {\n    listen 8000 so_keepalive=60s:15s:4;\n    \
             listen [::]:8000 so_keepalive=60s:15s:4;\n    proxy_pass business-a-HUB;\n    access_log /dev/stdout business-a-HUB;\n}\n";
         assert_eq!(files[&format!("routes/business-a-{hub}.conf")], want.replace("HUB", &hub));
-        assert_eq!(files.len(), 2);
+        assert_eq!(files.len(), 3);
     }
 
     #[test]
     fn a_cluster_s_second_route_stands_beside_its_first() {
         let one = served("business-a", "api.example", &["192.0.2.1"]);
         let second = Served { route: Route { slot: Slot::Second, listen: 8001, ..one.route.clone() }, ..one.clone() };
-        assert_eq!(host().render(limits(), [&one, &second]).len(), 3);
+        assert_eq!(host().render(limits(), [&one, &second]).len(), 4);
     }
 
     #[test]
@@ -280,7 +319,7 @@ mod tests {
         let stock = host().main(limits(), 1);
         assert!(!stock.contains("load_module") && !stock.contains("user "), "{stock}");
         for want in
-            ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8195;"]
+            ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8197;"]
         {
             assert!(stock.contains(want), "{want}: {stock}");
         }

@@ -9,6 +9,7 @@ use super::checkup::{self, Outcome, Problem, Subject};
 use super::drift::Told;
 use super::names::{CONTROLLER, ClusterName, NAMESPACE};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
+use super::region::SNI_PORT;
 use super::report::{Uptake, uptake};
 use super::route::Route;
 
@@ -95,8 +96,11 @@ pub struct NodePortsView {
     pub first: u16,
     /// The last.
     pub last: u16,
-    /// How many are taken, by every hub.
+    /// How many are taken by clusters, of every hub.
     pub used: usize,
+    /// The region's own, by which clusters are reached that are told apart by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<u16>,
 }
 
 /// A cluster.
@@ -227,8 +231,10 @@ fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView
             .collect(),
         node_ports: inside.map(|inside| {
             let range = inside.settings.node_ports;
-            let used = inside.ports.values().filter(|ports| (range.first..=range.last).contains(&ports.node)).count();
-            NodePortsView { first: range.first, last: range.last, used }
+            let clusters = inside.ports.iter().filter(|(name, _)| *name != SNI_PORT);
+            let used = clusters.filter(|(_, ports)| (range.first..=range.last).contains(&ports.node)).count();
+            let sni = inside.ports.get(SNI_PORT).map(|ports| ports.node);
+            NodePortsView { first: range.first, last: range.last, used, sni }
         }),
         clusters: mine
             .filter(|cluster| asks(&cluster.name, &seen.name))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::region::{FIRST_LISTEN, NodePorts};
+use super::region::{FIRST_LISTEN, NodePorts, SNI_LISTEN, SNI_PORT};
 use crate::error::{Failure, Kind, Result};
 
 /// The ports of one cluster.
@@ -58,16 +58,20 @@ pub fn choose(service: &[Value], name: &str, asked: Option<u16>, range: NodePort
                 "choose one inside, or change the range at the region's xregion-proxy",
             ));
         }
+        (Some(asked), Some(mine)) if asked == mine.node && !taken.contains(&asked) => asked,
+        (Some(asked), _) if Some(asked) == range.sni => {
+            return Err(Failure::new(
+                Kind::NodePortTaken,
+                format!("node port {asked} is the region's own, for clusters that are told apart by name"),
+                "choose another, or leave out nodePort to get a free one",
+            ));
+        }
         (Some(asked), _) if taken.contains(&asked) => return Err(node_port_taken(asked)),
         (Some(asked), _) => asked,
         (None, Some(mine)) if !taken.contains(&mine.node) => mine.node,
-        (None, _) => (range.first..=range.last).find(|port| !taken.contains(port)).ok_or_else(|| {
-            Failure::new(
-                Kind::NodePortsExhausted,
-                format!("all node ports {}-{} of the region are taken", range.first, range.last),
-                "widen the range at the region's xregion-proxy (and in the firewall), or let clusters leave",
-            )
-        })?,
+        (None, _) => (range.first..=range.last)
+            .find(|port| !taken.contains(port) && Some(*port) != range.sni)
+            .ok_or_else(|| exhausted(range))?,
     };
     if let Some(mine) = mine.filter(|mine| mine.node == node) {
         return Ok(mine);
@@ -77,6 +81,49 @@ pub fn choose(service: &[Value], name: &str, asked: Option<u16>, range: NodePort
     // Beside entries made otherwise, the next free one does.
     let listen = free_listen(paired(node, range), |port| listening.contains(&port));
     Ok(Ports { listen, node })
+}
+
+/// Chooses the ports by which clusters are reached that are told apart by name: the listen port is fixed, the node port the one there is, or
+/// the region's setting, or the last free one, so that it meets those of clusters last. One that there is stays while it is `used`: another
+/// would cut every cluster behind it.
+///
+/// # Errors
+/// The node port of the setting is somebody else's, or none is free.
+pub fn choose_sni(service: &[Value], range: NodePorts, elsewhere: &BTreeSet<u16>, used: bool) -> Result<Ports> {
+    let mine = find(service, SNI_PORT).map(|mine| mine.node);
+    let others = || service.iter().filter(|entry| entry["name"] != SNI_PORT);
+    let taken = |port: u16| elsewhere.contains(&port) || others().any(|entry| number(&entry["nodePort"]) == Some(port));
+    let node = match (mine, range.sni) {
+        (Some(mine), wanted) if used || wanted.is_none_or(|wanted| wanted == mine) => mine,
+        (_, Some(wanted)) if taken(wanted) => {
+            return Err(Failure::new(
+                Kind::NodePortTaken,
+                format!("node port {wanted}, which is to be the region's own, is taken by a cluster or another Service"),
+                "free it, or change nodePorts.sni at the region's xregion-proxy",
+            ));
+        }
+        (_, Some(wanted)) => wanted,
+        (_, None) => (range.first..=range.last).rev().find(|port| !taken(*port)).ok_or_else(|| exhausted(range))?,
+    };
+    Ok(Ports { listen: SNI_LISTEN, node })
+}
+
+/// Entries with the region's own among them, where it can be had: for want of it no cluster is refused a port of its own.
+pub fn with_sni(service: &[Value], range: NodePorts, elsewhere: &BTreeSet<u16>, used: bool) -> Vec<Value> {
+    match choose_sni(service, range, elsewhere, used) {
+        Ok(ports) => with(service, SNI_PORT, ports),
+        Err(_) => service.to_vec(),
+    }
+}
+
+/// Whether the region's own port is not where its settings want it.
+pub fn sni_is_elsewhere(service: &[Value], range: NodePorts) -> bool {
+    find(service, SNI_PORT).is_some_and(|mine| range.sni.is_some_and(|wanted| wanted != mine.node))
+}
+
+/// Whether there is nothing left but the region's own, which is no reason for a Service to be.
+pub fn is_bare(service: &[Value]) -> bool {
+    service.iter().all(|entry| entry["name"] == SNI_PORT)
 }
 
 /// Puts the ports of the cluster back whose port is called `name`: its node port, and what the proxies listen on if that is free.
@@ -102,6 +149,14 @@ pub fn paired(node: u16, range: NodePorts) -> u16 {
 /// A port for the proxies to listen on: this one or the next that is free.
 pub fn free_listen(preferred: u16, taken: impl Fn(u16) -> bool) -> u16 {
     (preferred..).chain(FIRST_LISTEN..preferred).find(|port| !taken(*port)).unwrap_or(preferred)
+}
+
+fn exhausted(range: NodePorts) -> Failure {
+    Failure::new(
+        Kind::NodePortsExhausted,
+        format!("all node ports {}-{} of the region are taken", range.first, range.last),
+        "widen the range at the region's xregion-proxy (and in the firewall), or let clusters leave",
+    )
 }
 
 /// The failure for a node port that is on record and that somebody else has.
@@ -132,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    const RANGE: NodePorts = NodePorts { first: 30000, last: 30003 };
+    const RANGE: NodePorts = NodePorts { first: 30000, last: 30003, sni: None };
 
     fn service(ports: &[(&str, u16, u16)]) -> Vec<Value> {
         ports.iter().map(|(name, listen, node)| entry(name, Ports { listen: *listen, node: *node })).collect()
@@ -171,6 +226,50 @@ mod tests {
     }
 
     #[test]
+    fn the_region_s_own_port_keeps_out_of_the_clusters_way_and_stays_where_it_is() {
+        let own = |node| Some((SNI_PORT, SNI_LISTEN, node));
+        let set = |sni| NodePorts { sni: Some(sni), ..RANGE };
+        for (there, sni, range, elsewhere, used, want) in [
+            (&[][..], None, RANGE, &[][..], false, Ok(30003)),
+            (&[("a", 8003, 30003)], None, RANGE, &[], false, Ok(30002)),
+            (&[], None, RANGE, &[30003], false, Ok(30002)),
+            (&[("a", 8000, 30003)], own(30001), RANGE, &[], false, Ok(30001)),
+            (
+                &[("a", 1, 30000), ("b", 2, 30001), ("c", 3, 30002), ("d", 4, 30003)],
+                None,
+                RANGE,
+                &[],
+                false,
+                Err(Kind::NodePortsExhausted),
+            ),
+            (&[], None, set(443), &[], false, Ok(443)),
+            (&[], own(30003), set(443), &[], false, Ok(443)),
+            (&[], own(30003), set(443), &[], true, Ok(30003)),
+            (&[("a", 8000, 30000)], None, set(30000), &[], false, Err(Kind::NodePortTaken)),
+            (&[], None, set(443), &[443], false, Err(Kind::NodePortTaken)),
+        ] {
+            let entries = service(&there.iter().copied().chain(sni).collect::<Vec<_>>());
+            let chosen = choose_sni(&entries, range, &elsewhere.iter().copied().collect(), used);
+            assert_eq!(chosen.map(|ports| ports.node).map_err(|failure| failure.kind), want, "{there:?} {sni:?} {range:?}");
+        }
+    }
+
+    #[test]
+    fn no_cluster_gets_the_region_s_own_port_and_none_goes_without_for_it() {
+        let range = NodePorts { sni: Some(30001), ..RANGE };
+        let none = BTreeSet::new();
+        let choose = |entries: &[Value], asked| choose(entries, "me", asked, range, &none).map(|ports| ports.node);
+        assert_eq!(choose(&service(&[("a", 8000, 30000)]), None).unwrap(), 30002);
+        assert_eq!(choose(&[], Some(30001)).unwrap_err().kind, Kind::NodePortTaken);
+        // It had it before the setting was made.
+        let mine = service(&[("me", 8001, 30001)]);
+        assert_eq!((choose(&mine, None).unwrap(), choose(&mine, Some(30001)).unwrap()), (30001, 30001));
+        assert_eq!(with_sni(&mine, range, &none, false), mine);
+        assert_eq!(with_sni(&mine, RANGE, &none, false), service(&[("me", 8001, 30001), (SNI_PORT, SNI_LISTEN, 30003)]));
+        assert!(is_bare(&service(&[(SNI_PORT, SNI_LISTEN, 30003)])) && is_bare(&[]) && !is_bare(&mine));
+    }
+
+    #[test]
     fn lost_ports_come_back_unless_another_has_the_node_port() {
         let ports = |listen, node| Ports { listen, node };
         for (there, want) in [
@@ -187,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn joins_share_no_port_and_leave_others_verbatim(names in prop::collection::btree_set("[a-z]{1,3}", 1..30)) {
-            let range = NodePorts { first: 30000, last: 30085 };
+            let range = NodePorts { first: 30000, last: 30085, sni: None };
             let foreign = json!({"name": "foreign", "port": 8002, "targetPort": "https", "nodePort": 30007, "appProtocol": "x"});
             let mut entries = vec![foreign.clone()];
             for name in &names {

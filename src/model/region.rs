@@ -23,6 +23,10 @@ pub const SERVICE: &str = "cross-region-nginx-proxy-svc";
 pub const SERVICE_BESIDE: &str = "cross-region-nginx-proxy-svc-xregion";
 /// The first port a proxy listens on; the cluster at node port `first + i` gets `FIRST_LISTEN + i` where that is free.
 pub const FIRST_LISTEN: u16 = 8000;
+/// The port that every proxy listens on for connections which are told apart by the TLS name they ask for. No route has it for itself.
+pub const SNI_LISTEN: u16 = 7443;
+/// Its name on the Service. No hub is in it, as they share it; no cluster's port can have that name, which ends with a hash.
+pub const SNI_PORT: &str = "xregion-sni";
 
 /// The settings of a region.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -79,6 +83,9 @@ pub struct NodePorts {
     pub first: u16,
     /// The last.
     pub last: u16,
+    /// The region's own, of [`SNI_PORT`], inside the range or outside; none: the last free one.
+    #[serde(default)]
+    pub sni: Option<u16>,
 }
 
 /// The upstreams a region allows.

@@ -59,17 +59,19 @@ fn header(region: &RegionView) -> String {
     let ready = |ready: Vec<bool>| format!("{}/{}", ready.iter().filter(|ready| **ready).count(), ready.len());
     let proxies = ready(region.proxies.iter().map(|proxy| proxy.ready).collect());
     let nodes = ready(region.nodes.iter().map(|node| node.ready).collect());
-    let ports = region
-        .node_ports
-        .as_ref()
-        .map(|ports| format!(", {} of {} node ports", ports.used, u32::from(ports.last - ports.first) + 1));
+    let ports = region.node_ports.as_ref().map(|ports| {
+        let own = ports.sni.is_some_and(|sni| (ports.first..=ports.last).contains(&sni));
+        format!(", {} of {} node ports", ports.used, u32::from(ports.last - ports.first) + u32::from(!own))
+    });
     format!("{}  {proxies} proxies ready, {nodes} nodes ready{}, answers in {millis} ms", region.name, ports.unwrap_or_default())
 }
 
 fn details(region: &RegionView) -> Vec<String> {
     let state = |ready: bool| if ready { "" } else { " (not ready)" };
     let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, state(node.ready)));
-    nodes.chain(region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)))).collect()
+    let proxies = region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)));
+    let sni = region.node_ports.iter().filter_map(|ports| ports.sni).map(|port| format!("node port {port} by TLS name"));
+    nodes.chain(proxies).chain(sni).collect()
 }
 
 fn rows(region: &RegionView, wide: bool) -> Vec<Row> {

@@ -39,6 +39,14 @@ impl Region {
         Ok(list.items.iter().filter_map(|map| Route::from_config_map(map).ok()).filter(|route| route.hub == *hub).collect())
     }
 
+    /// Whether the region has routes by name, of any hub: what can't be read any more counts, as a proxy may serve it still.
+    pub(super) async fn has_routes_by_name(&self) -> Result<bool> {
+        let params = ListParams::default().labels(&format!("{KIND}={KIND_ROUTE}"));
+        let list = call(&self.name, "list the routes", self.maps().list(&params)).await?;
+        let mode = |map: &ConfigMap| map.data.as_ref()?.get("mode").cloned();
+        Ok(list.items.iter().any(|map| mode(map).as_deref() == Some("sni")))
+    }
+
     /// Writes a route. Returns its UID.
     pub async fn put_route(&self, route: &Route) -> Result<String> {
         let name = route.name();

@@ -19,7 +19,7 @@ use crate::lock::{Lock, holder_name};
 use crate::model::drift::last_writer;
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 use crate::model::ports::{self, Ports};
-use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
+use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE, SNI_PORT};
 
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
@@ -39,8 +39,8 @@ enum Write {
     Done,
     /// Somebody else wrote meanwhile.
     Conflict,
-    /// The node port belongs to another Service.
-    NodePortTaken,
+    /// A node port belongs to another Service; which one, the text says.
+    NodePortTaken(String),
 }
 
 impl Region {
@@ -101,13 +101,16 @@ impl Region {
             if ports::find(&now, name) == Some(chosen) {
                 return Ok(chosen);
             }
-            let wanted = ports::with(&now, name, chosen);
+            let wanted = self.with_sni(&ports::with(&now, name, chosen), &elsewhere).await?;
             match self.write_entries(called, service.as_ref(), &wanted).await? {
                 Write::Done => return Ok(chosen),
                 Write::Conflict => {}
-                Write::NodePortTaken if asked.is_some() => return Err(ports::node_port_taken(chosen.node)),
-                Write::NodePortTaken => {
-                    elsewhere.insert(chosen.node);
+                Write::NodePortTaken(text) => {
+                    let taken = named(&wanted, &text).unwrap_or(chosen.node);
+                    if asked == Some(taken) {
+                        return Err(ports::node_port_taken(taken));
+                    }
+                    elsewhere.insert(taken);
                 }
             }
         }
@@ -117,6 +120,7 @@ impl Region {
     /// Puts a cluster's ports back, and nobody else's away; gives what they are now. Unchanged means no write.
     pub async fn put_ports(&self, name: &str, wanted: Ports) -> Result<Ports> {
         self.alone(async {
+            let mut elsewhere = BTreeSet::new();
             for _ in 0..ATTEMPTS {
                 let (called, service) = self.service().await?;
                 let now = entries(service.as_ref());
@@ -124,15 +128,30 @@ impl Region {
                 if ports::find(&now, name) == Some(ports) {
                     return Ok(ports);
                 }
-                match self.write_entries(called, service.as_ref(), &ports::with(&now, name, ports)).await? {
+                let mut entries = ports::with(&now, name, ports);
+                // Where the region's own is put back, its record is right, and not its settings.
+                if name != SNI_PORT {
+                    entries = self.with_sni(&entries, &elsewhere).await?;
+                }
+                match self.write_entries(called, service.as_ref(), &entries).await? {
                     Write::Done => return Ok(ports),
                     Write::Conflict => {}
-                    Write::NodePortTaken => return Err(ports::node_port_lost(ports.node)),
+                    Write::NodePortTaken(text) => match named(&entries, &text).filter(|taken| *taken != ports.node) {
+                        Some(taken) => drop(elsewhere.insert(taken)),
+                        None => return Err(ports::node_port_lost(ports.node)),
+                    },
                 }
             }
             Err(self.contended())
         })
         .await
+    }
+
+    /// The entries with the region's own among them, where its settings want it unless that would cut somebody.
+    async fn with_sni(&self, entries: &[Value], elsewhere: &BTreeSet<u16>) -> Result<Vec<Value>> {
+        let range = self.settings.node_ports;
+        let used = !ports::sni_is_elsewhere(entries, range) || self.has_routes_by_name().await?;
+        Ok(ports::with_sni(entries, range, elsewhere, used))
     }
 
     async fn write_entries(&self, called: &str, service: Option<&Value>, ports: &[Value]) -> Result<Write> {
@@ -150,10 +169,12 @@ impl Region {
         Ok(last_writer(&fields))
     }
 
-    /// Takes a cluster's ports away; the Service goes with its last one, which Kubernetes would not let go otherwise.
-    /// Returns whether it had any.
+    /// Takes a cluster's ports away, if it has any; the Service goes with the last cluster that needs it, be it by a port of its own or by
+    /// a route by name, which must be removed before. Returns whether the cluster had any.
     pub async fn release_ports(&self, name: &str) -> Result<bool> {
-        if self.ports(name).await?.is_none() {
+        let (_, Some(service)) = self.service().await? else { return Ok(false) };
+        let now = entries(Some(&service));
+        if ports::find(&now, name).is_none() && !ports::is_bare(&now) {
             return Ok(false);
         }
         self.alone(self.remove_ports(name)).await
@@ -164,16 +185,16 @@ impl Region {
             let (called, Some(service)) = self.service().await? else { return Ok(false) };
             let now = entries(Some(&service));
             let left = ports::without(&now, name);
-            if left.len() == now.len() {
-                return Ok(false);
-            }
-            let written = if left.is_empty() {
+            let had = left.len() != now.len();
+            let written = if ports::is_bare(&left) && !self.has_routes_by_name().await? {
                 self.delete_service(called, &service).await?
-            } else {
+            } else if had {
                 self.patch_ports(called, &service, &left).await?
+            } else {
+                return Ok(false);
             };
             if matches!(written, Write::Done) {
-                return Ok(true);
+                return Ok(had);
             }
         }
         Err(self.contended())
@@ -241,7 +262,7 @@ impl Region {
             Err(kube::Error::Api(status))
                 if status.message.contains("already allocated") || status.message.contains("duplicate nodePort") =>
             {
-                Ok(Write::NodePortTaken)
+                Ok(Write::NodePortTaken(status.message.clone()))
             }
             Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{called}"), async { Err(error) }).await,
         }
@@ -254,6 +275,13 @@ impl Region {
             "find the other writer (kubectl get service -o yaml --show-managed-fields), then try again",
         )
     }
+}
+
+/// Which of the node ports asked for is meant in Kubernetes' words: the text tells the number, as one of several.
+fn named(entries: &[Value], text: &str) -> Option<u16> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u16>().ok());
+    let of = |number: &u16| entries.iter().any(|entry| entry["nodePort"] == *number);
+    numbers.rfind(of)
 }
 
 fn entries(service: Option<&Value>) -> Vec<Value> {

@@ -131,7 +131,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		"nodeSelector":   map[string]any{"pool": "edge"},
 		"tolerations":    []any{map[string]any{"key": "edge", "operator": "Exists"}},
 		"nodes":          map[string]any{"selector": map[string]any{"entry": "yes"}, "addressType": "ExternalIP"},
-		"nodePorts":      map[string]any{"first": 31000, "last": 31999},
+		"nodePorts":      map[string]any{"first": 31000, "last": 31999, "sni": 30443},
 		"upstreams":      map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example"}},
 		"timeouts":       map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
 		"maxConnections": 100,
@@ -146,7 +146,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		pod.Tolerations[0].Operator != "Exists" || proxy.Resources.Limits.Memory().String() != "2Gi" || proxy.Resources.Requests.Memory().String() != "128Mi" {
 		t.Errorf("%+v", pod)
 	}
-	want := `{"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999},` +
+	want := `{"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999,"sni":30443},` +
 		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
 		`"maxConnections":100}`
 	if got := region(t, objects); got != want {
@@ -161,6 +161,7 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"imagePullPolicy": "Sometimes"},
 		{"nodes": map[string]any{"addressType": "Hostname"}},
 		{"nodePorts": map[string]any{"first": 0}},
+		{"nodePorts": map[string]any{"sni": 65536}},
 		{"timeouts": map[string]any{"connectSeconds": 0}},
 		{"timeouts": map[string]any{"conectSeconds": 3}},
 		{"upstreams": map[string]any{"allow": "10.0.0.0/8"}},

@@ -4,6 +4,7 @@ use serde_json::json;
 use super::super::names::Slot;
 use super::super::observed::sample::{name, route, silence, well};
 use super::super::observed::{Observed, SeenGateway};
+use super::super::region::{SNI_LISTEN, SNI_PORT};
 use super::super::services::Needs;
 use super::super::services::tests::provided;
 use super::*;
@@ -82,6 +83,8 @@ impl World {
                 Repair::Way { route, ports, .. } => {
                     let east = self.east();
                     east.ports.insert(route.port_name(), ports);
+                    // It comes with whatever is written.
+                    east.ports.entry(SNI_PORT.into()).or_insert(Ports { listen: SNI_LISTEN, node: 30085 });
                     east.routes.retain(|other| other.name() != route.name());
                     east.routes.push(*route);
                 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::error::{Failure, Kind};
 use crate::model::aliases::Wanted;
 use crate::model::names::ApiHost;
+use crate::model::region::{SNI_LISTEN, SNI_PORT};
 use crate::model::report::Applied;
 
 /// A cluster's name.
@@ -50,13 +51,14 @@ pub fn inside(network: u8, routes: Vec<Route>) -> Inside {
     let report = Report(routes.iter().map(applied).collect());
     let proxies = ["proxy-1", "proxy-2"].map(str::to_owned);
     let ports = |route: &Route| (route.port_name(), Ports { listen: route.listen, node: route.listen + 22000 });
+    let own = (SNI_PORT.to_owned(), Ports { listen: SNI_LISTEN, node: 30085 });
     Inside {
         millis: 9,
         settings: settings(),
         nodes: vec![node(1), node(2)],
         proxies: proxies.clone().map(|proxy| (proxy, true)).into(),
         reports: proxies.map(|proxy| (proxy, report.clone())).into(),
-        ports: routes.iter().map(ports).collect(),
+        ports: routes.iter().map(ports).chain([own]).collect(),
         routes,
     }
 }

@@ -23,7 +23,7 @@ fn the_tree() {
     let text = tree::render(&Overview::of(&observed, None), false);
     let want = "\
 hub 13a420a4  gateway kubevela-cluster-gateway
-├─ proxy-east  2/3 proxies ready, 2/2 nodes ready, 2 of 86 node ports, answers in 9 ms
+├─ proxy-east  2/3 proxies ready, 2/2 nodes ready, 2 of 85 node ports, answers in 9 ms
 │  ├─ b           node port 30001  to 10.9.0.1:443            applied on 2 of 2  does not answer
 │  └─ business-a  node port 30000  to business-a.example:443  applied on 2 of 2  answers in 12 ms  credentials until 2027-01-01T00:00:00Z
 └─ proxy-west  can't be read: nothing within 5 s
@@ -47,11 +47,12 @@ fn the_wide_tree() {
     let text = tree::render(&Overview::of(&observed, None), true);
     let want = "\
 hub 13a420a4  gateway kubevela-cluster-gateway
-└─ proxy-east  2/2 proxies ready, 1/2 nodes ready, 2 of 86 node ports, answers in 9 ms
+└─ proxy-east  2/2 proxies ready, 1/2 nodes ready, 2 of 85 node ports, answers in 9 ms
    │  node node-11 10.0.1.1
    │  node node-12 10.0.1.2 (not ready)
    │  proxy proxy-1
    │  proxy proxy-2
+   │  node port 30085 by TLS name
    ├─ business-a  node port 30000  to business-a.example:443  applied on 2 of 2  answers in 12 ms  alias business-a.example at 10.0.1.1,10.0.1.2  proven 2026-01-02T03:04:05Z
    └─ old         spare route      to old.example:443         applied on 2 of 2
 

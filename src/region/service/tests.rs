@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
+use crate::model::region::SNI_LISTEN;
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
 const PATH: &str = "/api/v1/namespaces/vela-system/services";
+const MAPS: &str = "/api/v1/namespaces/vela-system/configmaps";
 
 /// A region whose API answers, in this order, requests of these methods with these statuses and bodies; gives what was sent. Its Lease is
 /// to be had.
@@ -46,7 +48,7 @@ async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>, leases: V
                 (200, body)
             }
         } else {
-            assert!(path.starts_with(PATH), "{path}");
+            assert!(path.starts_with(PATH) || path == MAPS, "{path}");
             sent.push((method.to_string(), body));
             let (want, status, answer) = answers.next().unwrap_or_else(|| panic!("{method} {path}"));
             assert_eq!(method, want);
@@ -61,6 +63,16 @@ async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>, leases: V
 
 fn service(version: &str, ports: &[Value]) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}}})
+}
+
+/// The region's own port, which is where the last of the range is.
+fn own(node: u16) -> Value {
+    ports::entry(SNI_PORT, Ports { listen: SNI_LISTEN, node })
+}
+
+/// A list of routes, of which the last is of this mode.
+fn routes(mode: &str) -> Value {
+    json!({"metadata": {}, "items": [{"data": {"mode": "port"}}, {"data": {"mode": mode}}]})
 }
 
 fn refusal(code: u16, message: &str) -> Value {
@@ -93,7 +105,7 @@ async fn the_first_join_makes_the_service_and_passes_over_ports_of_others() {
     assert_eq!(made["spec"]["selector"], json!({"xregion.oam.dev/kind": "proxy"}));
     assert_eq!(
         made["spec"]["ports"],
-        json!([{"name": "a", "port": 8001, "targetPort": 8001, "nodePort": 30001, "protocol": "TCP"}])
+        json!([{"name": "a", "port": 8001, "targetPort": 8001, "nodePort": 30001, "protocol": "TCP"}, own(30085)])
     );
 }
 
@@ -115,7 +127,7 @@ async fn a_write_of_somebody_else_meanwhile_is_taken_into_account() {
     assert_eq!(ports, Ports { listen: 8002, node: 30002 });
     assert_eq!(
         sent[4].1,
-        json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), other, ports::entry("a", ports)]}})
+        json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), other, ports::entry("a", ports), own(30085)]}})
     );
 }
 
@@ -153,7 +165,7 @@ async fn two_clusters_of_a_run_write_one_after_the_other() {
     )
     .await;
     assert_eq!((first.unwrap().node, second.unwrap().node), (30005, 30000));
-    assert_eq!(sent[5].1["spec"]["ports"], json!([a, b]));
+    assert_eq!(sent[5].1["spec"]["ports"], json!([a, b, own(30085)]));
 }
 
 #[tokio::test]
@@ -182,8 +194,9 @@ async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
     let (released, sent) = scenario(
         async |region| region.release_ports("a").await,
         vec![
-            (Method::GET, 200, service("1", std::slice::from_ref(&mine))),
-            (Method::GET, 200, service("1", std::slice::from_ref(&mine))),
+            (Method::GET, 200, service("1", &[mine.clone(), own(30085)])),
+            (Method::GET, 200, service("1", &[mine.clone(), own(30085)])),
+            (Method::GET, 200, routes("port")),
             (Method::DELETE, 409, refusal(409, "the resourceVersion in the precondition does not match")),
             (Method::GET, 200, service("2", &[mine, other.clone()])),
             (Method::PATCH, 200, service("3", &[])),
@@ -191,8 +204,54 @@ async fn the_service_goes_with_its_last_port_unless_one_came_meanwhile() {
     )
     .await;
     released.unwrap();
-    assert_eq!(sent[2].1["preconditions"], json!({"resourceVersion": "1", "uid": "u"}));
-    assert_eq!(sent[4].1["spec"]["ports"], json!([other]));
+    assert_eq!(sent[3].1["preconditions"], json!({"resourceVersion": "1", "uid": "u"}));
+    assert_eq!(sent[5].1["spec"]["ports"], json!([other]));
+}
+
+#[tokio::test]
+async fn the_service_stays_for_routes_by_name_and_goes_with_the_last_of_them() {
+    let mine = ports::entry("a", Ports { listen: 8000, node: 30000 });
+    let both = service("1", &[mine, own(30085)]);
+    let (released, sent) = scenario(
+        async |region| region.release_ports("a").await,
+        vec![
+            (Method::GET, 200, both.clone()),
+            (Method::GET, 200, both),
+            (Method::GET, 200, routes("sni")),
+            (Method::PATCH, 200, service("2", &[])),
+        ],
+    )
+    .await;
+    assert_eq!((released.unwrap(), &sent[3].1["spec"]["ports"]), (true, &json!([own(30085)])));
+
+    let bare = service("2", &[own(30085)]);
+    let (released, _) = scenario(
+        async |region| region.release_ports("by-name").await,
+        vec![
+            (Method::GET, 200, bare.clone()),
+            (Method::GET, 200, bare),
+            (Method::GET, 200, routes("port")),
+            (Method::DELETE, 200, service("2", &[])),
+        ],
+    )
+    .await;
+    assert!(!released.unwrap(), "it had no port of its own");
+}
+
+#[tokio::test]
+async fn a_cluster_gets_its_port_where_the_region_s_own_is_somebody_else_s() {
+    let taken = |port: u16| format!("spec.ports[1].nodePort: Invalid value: {port}: provided port is already allocated");
+    let there = (Method::GET, 200, service("1", &[]));
+    let answers = vec![
+        there.clone(),
+        there.clone(),
+        (Method::PATCH, 422, refusal(422, &taken(30085))),
+        there,
+        (Method::PATCH, 200, service("2", &[])),
+    ];
+    let (ports, sent) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
+    let ports = ports.unwrap();
+    assert_eq!((ports.node, &sent[4].1["spec"]["ports"]), (30005, &json!([ports::entry("a", ports), own(30084)])));
 }
 
 #[tokio::test]
@@ -239,8 +298,11 @@ async fn ports_that_were_lost_or_bent_are_put_back_beside_those_of_others() {
     )
     .await;
     assert_eq!(ports.unwrap(), lost);
-    assert_eq!(sent[1].1["spec"]["ports"], json!([foreign(), ports::entry("a", lost)]));
-    assert_eq!(sent[3].1, json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), ports::entry("a", lost)]}}));
+    assert_eq!(sent[1].1["spec"]["ports"], json!([foreign(), ports::entry("a", lost), own(30085)]));
+    assert_eq!(
+        sent[3].1,
+        json!({"metadata": {"resourceVersion": "2"}, "spec": {"ports": [foreign(), ports::entry("a", lost), own(30085)]}})
+    );
 }
 
 #[tokio::test]
