@@ -271,3 +271,51 @@ proptest! {
         prop_assert_eq!(world.words(), (vec![], vec![]));
     }
 }
+
+/// The sample hub with host aliases that lead to Services.
+fn served() -> World {
+    let mut world = world();
+    let region = name("proxy-east");
+    let way = Way { nodes: [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into(), ports: [30000, 30001].into() };
+    world.seen.services = Some(BTreeMap::new());
+    world.mend(vec![Repair::Services { region, way }]);
+    world
+}
+
+fn entries(world: &mut World) -> &mut super::super::services::Entries {
+    world.seen.services.as_mut().unwrap().get_mut("proxy-east").unwrap()
+}
+
+#[test]
+fn services_that_were_lost_or_bent_come_back_and_the_names_lead_to_them() {
+    const SERVICES: &str = "the Services on the hub that lead to region proxy-east";
+    let breaks: [(&str, Break, &[&str]); 7] = [
+        ("all is well", |_| {}, &[]),
+        ("all gone", |w| w.seen.services = Some(BTreeMap::new()), &[SERVICES]),
+        ("one gone", |w| drop(entries(w).0.pop_first()), &[SERVICES]),
+        ("a port", |w| drop(entries(w).0.values_mut().next().unwrap().ports.remove(&30000)), &[SERVICES]),
+        ("the nodes", |w| entries(w).0.values_mut().for_each(|e| e.slices.clear()), &[SERVICES]),
+        // The controller asks the nodes themselves, and leads the Services to those that answer.
+        ("a node's address", |w| w.east().nodes[0].ip = [10, 0, 1, 9].into(), &[]),
+        ("the names", |w| w.gateway().aliases.entries.clear(), &[GATEWAY]),
+    ];
+    for (what, broken, want) in breaks {
+        let mut world = served();
+        broken(&mut world);
+        assert_eq!(world.words(), (want.iter().map(ToString::to_string).collect(), vec![]), "{what}");
+        let (repairs, _) = world.decide();
+        world.mend(repairs);
+        assert_eq!(world.words(), (vec![], vec![]), "{what}");
+    }
+}
+
+#[test]
+fn names_that_lead_to_nodes_are_led_to_services_where_those_are_wanted() {
+    let mut world = served();
+    world.gateway().aliases = self::world().seen.gateway.unwrap().aliases;
+    assert_eq!(world.words().0, [GATEWAY]);
+    let (repairs, _) = world.decide();
+    world.mend(repairs);
+    let leads = world.gateway().aliases.leads_to(&"b.example".parse().unwrap());
+    assert!(leads.iter().all(|ip| ip.to_string().starts_with("10.96.")), "{leads:?}");
+}
