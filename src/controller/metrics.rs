@@ -31,7 +31,7 @@ impl Metrics {
         registry.register_with_unit("last_look_timestamp", "When all was looked at last", Unit::Seconds, last_look.clone());
         let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look };
         // From nothing on: what a counter has when it is first seen, nobody counts.
-        ["gateway", "addresses", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
+        ["gateway", "addresses", "service", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
         this
     }
 

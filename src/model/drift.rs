@@ -82,6 +82,11 @@ pub enum Repair {
         /// Its nodes' addresses.
         addresses: BTreeSet<IpAddr>,
     },
+    /// A region's Service is what its settings say.
+    Service {
+        /// The region.
+        region: ClusterName,
+    },
     /// A cluster's way through its region.
     Way {
         /// The region.
@@ -131,7 +136,7 @@ impl Repair {
     pub fn subject(&self) -> Subject {
         match self {
             Self::Gateway { .. } => Subject::Hub,
-            Self::Addresses { region, .. } => Subject::Region(region.clone()),
+            Self::Addresses { region, .. } | Self::Service { region } => Subject::Region(region.clone()),
             Self::Way { route, .. } => Subject::Cluster(route.cluster.clone()),
         }
     }
@@ -141,6 +146,7 @@ impl Repair {
         match self {
             Self::Gateway { .. } => vec!["gateway"],
             Self::Addresses { .. } => vec!["addresses"],
+            Self::Service { .. } => vec!["service"],
             Self::Way { lost, .. } => lost.route.then_some("route").into_iter().chain(lost.port.then_some("port")).collect(),
         }
     }
@@ -152,6 +158,7 @@ impl fmt::Display for Repair {
         match self {
             Self::Gateway { .. } => f.write_str("the gateway's host aliases, their record or its rollout settings"),
             Self::Addresses { region, .. } => write!(f, "the addresses that host aliases of region {region} lead to"),
+            Self::Service { region } => write!(f, "the way in that the Service of region {region} offers"),
             Self::Way { region, route, .. } => {
                 let parts = self.parts();
                 let parts: Vec<String> = parts.iter().map(|part| format!("the {part}")).collect();
@@ -177,6 +184,7 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
             _ if mine.is_empty() => {}
             Ok(inside) => {
                 repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                repairs.extend((!inside.service_as_set).then(|| Repair::Service { region: seen.name.clone() }));
                 readable.push((&seen.name, inside, mine));
             }
             Err(failure) => troubles.push(Trouble {

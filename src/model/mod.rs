@@ -24,6 +24,7 @@ pub mod region;
 pub mod report;
 pub mod rollout;
 pub mod route;
+pub mod service;
 pub mod traffic;
 pub mod tree;
 pub mod usage;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::overview::{ClusterView, Overview, RegionView, RouteView};
+use super::overview::{ClusterView, NodeView, Overview, RegionView, RouteView};
 
 /// The overview as text; `wide` adds aliases, proofs, nodes and proxies.
 pub fn render(overview: &Overview, wide: bool) -> String {
@@ -68,7 +68,8 @@ fn header(region: &RegionView) -> String {
 
 fn details(region: &RegionView) -> Vec<String> {
     let state = |ready: bool| if ready { "" } else { " (not ready)" };
-    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, state(node.ready)));
+    let why = |node: &NodeView| node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, why(node)));
     nodes.chain(region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)))).collect()
 }
 
