@@ -120,9 +120,9 @@ async fn read(hub: &Hub, name: &ClusterName) -> Result<Inside> {
     let start = Instant::now();
     let region = Region::enter(hub, name).await?;
     let millis = millis(start);
-    let (nodes, proxies, reports, routes, ports) =
+    let (nodes, proxies, reports, routes, (ports, service_as_set)) =
         try_join!(region.nodes(), region.proxies(), region.reports(), region.routes(&hub.id), region.all_ports())?;
-    Ok(Inside { millis, settings: region.settings, nodes, proxies, reports, routes, ports })
+    Ok(Inside { millis, settings: region.settings, nodes, proxies, reports, routes, ports, service_as_set })
 }
 
 async fn look_at_cluster(hub: &Hub, name: ClusterName, membership: Membership, cluster: &JoinedCluster) -> SeenCluster {

@@ -130,7 +130,9 @@ impl Seen {
                 Ok(inside) => {
                     // It reaches a proxy, and no cluster: nothing is said there.
                     let port = inside.ports.get(SNI_PORT)?.node;
-                    Entrance { nodes: inside.nodes.iter().map(|node| node.ip).collect(), port, led }
+                    // Also those that Kubernetes has given up: whoever answers, serves. But none that has no proxy to answer.
+                    let asked = inside.nodes.iter().filter(|node| !node.lacks_proxy || led.contains(&node.ip));
+                    Entrance { nodes: asked.map(|node| (node.ip, node.ready)).collect(), port, led }
                 }
                 Err(_) => Entrance { led, ..known.get(region)?.clone() },
             };
@@ -294,7 +296,7 @@ impl Controller<'_> {
         let due: Vec<&Repair> = repairs.iter().zip(verdicts).filter(|(_, v)| **v == Verdict::Mend).map(|(r, _)| r).collect();
         let mut ways: BTreeMap<&ClusterName, Vec<&Repair>> = BTreeMap::new();
         for repair in &due {
-            if let Repair::Way { region, .. } = repair {
+            if let Repair::Way { region, .. } | Repair::Service { region } = repair {
                 ways.entry(region).or_default().push(repair);
             }
         }
@@ -318,7 +320,7 @@ impl Controller<'_> {
         if let (Some(change), Ok((gateway, _)), true) = (change(repairs, verdicts), &seen.gateway, lock.held()) {
             let progress = Progress::new(self.hub, None);
             let rolled = self.patiently(rolling::roll(self.hub, gateway, &progress, change)).await;
-            let of_gateway = due.into_iter().filter(|repair| !matches!(repair, Repair::Way { .. }));
+            let of_gateway = due.into_iter().filter(|repair| matches!(repair, Repair::Gateway { .. } | Repair::Addresses { .. }));
             done.extend(of_gateway.map(|repair| (repair, rolled.clone())));
         }
         done
@@ -340,11 +342,12 @@ impl Controller<'_> {
         };
         let mut done = Vec::new();
         for &repair in ways {
-            let Repair::Way { route, .. } = repair else { continue };
-            if !lock.held() || !same(&route.cluster) {
-                continue;
-            }
-            done.push((repair, mend_way(&region, repair).await));
+            let mended = match repair {
+                Repair::Way { route, .. } if lock.held() && same(&route.cluster) => mend_way(&region, repair).await,
+                Repair::Service { .. } if lock.held() => region.set_service().await,
+                _ => continue,
+            };
+            done.push((repair, mended));
         }
         done
     }
@@ -370,7 +373,11 @@ impl Controller<'_> {
     async fn last_writer(&self, seen: &Seen, repair: &Repair) -> Option<String> {
         match repair {
             Repair::Gateway { .. } | Repair::Addresses { .. } => seen.gateway.as_ref().ok()?.1.last_writer.clone(),
+<<<<<<< HEAD
             Repair::Services { .. } => None,
+=======
+            Repair::Service { region } => Region::enter(self.hub, region).await.ok()?.service_writer().await.ok()?,
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Repair::Way { region, route, lost, .. } => {
                 let region = Region::enter(self.hub, region).await.ok()?;
                 if lost.route { region.route_writer(&route.name()).await } else { region.service_writer().await }.ok()?

@@ -22,8 +22,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A region as the last look saw it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Entrance {
-    /// The nodes by which the hub may enter it.
-    pub nodes: BTreeSet<IpAddr>,
+    /// The nodes to ask, and whether each should answer by what Kubernetes says.
+    pub nodes: BTreeMap<IpAddr, bool>,
     /// The port that every node answers at without asking any cluster.
     pub port: u16,
     /// The nodes that its Services led to.
@@ -62,7 +62,8 @@ impl Nodes<'_> {
             for (region, heard) in join_all(asked).await {
                 let (answering, led) = known.entry(region.clone()).or_default();
                 let alive = answering.note(&heard, led);
-                let lost: BTreeSet<IpAddr> = heard.into_keys().filter(|ip| !alive.contains(ip)).collect();
+                let expected = entrances[region].nodes.iter().filter(|(_, expected)| **expected).map(|(ip, _)| *ip);
+                let lost: BTreeSet<IpAddr> = expected.filter(|ip| !alive.contains(ip)).collect();
                 self.metrics.nodes(region, alive.len(), lost.len());
                 silent.insert(region.clone(), lost);
                 // Where none answers, it may be the hub that is cut off: all stays.
@@ -83,7 +84,7 @@ impl Nodes<'_> {
 }
 
 async fn ask(entrance: &Entrance) -> BTreeMap<IpAddr, bool> {
-    let asked = entrance.nodes.iter().map(|ip| async move {
+    let asked = entrance.nodes.keys().map(|ip| async move {
         let connected = timeout(ASK_EVERY, TcpStream::connect((*ip, entrance.port))).await;
         (*ip, connected.is_ok_and(|connected| connected.is_ok()))
     });

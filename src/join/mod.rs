@@ -270,14 +270,17 @@ impl<'a> Join<'a> {
         let before = hub.cluster(&member.cluster).await?;
         let region = Region::enter(hub, &member.region).await?;
         let nodes = region.nodes().await?;
-        if !nodes.iter().any(|node| node.ready) {
+        if !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
             return Err(no_ready_node(&region, &nodes));
-        }
-        for node in nodes.iter().filter(|node| !node.ready) {
-            tracing::warn!(node = %node.name, region = %region.name, "the node is not ready and is passed over");
         }
         if region.ready_proxies().await?.is_empty() {
             return Err(no_ready_proxy(&region));
+        }
+        if !nodes.iter().any(|node| node.ready) {
+            return Err(no_ready_node(&region, &nodes));
+        }
+        for (node, why) in nodes.iter().filter_map(|node| Some((node, node.why()?))) {
+            tracing::warn!(node = %node.name, region = %region.name, why, "the node is passed over");
         }
         let aliases = gateway.aliases().await?;
         let addresses = aliased_addresses(&nodes, &aliases.addresses(&region.name));
@@ -352,15 +355,20 @@ impl<'a> Join<'a> {
 
 fn no_ready_node(region: &Region, nodes: &[EntryNode]) -> Failure {
     let address = region.settings.nodes.address_type.as_str();
+    let mut hint = "check the proxy cluster's nodes, and nodes at its xregion-proxy";
     let cause = match nodes {
         [] => format!("region {}: no node of its proxy cluster has the labels asked for and an {address}", region.name),
-        nodes => format!(
-            "region {}: none of its nodes is ready ({})",
-            region.name,
-            nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", ")
-        ),
+        nodes if nodes.iter().any(|node| node.lacks_proxy) => {
+            hint = "let nodes at its xregion-proxy choose those that its proxies run on (nodeSelector), or set externalTrafficPolicy: Cluster there";
+            format!("region {}: no proxy is ready on any of the nodes that the hub may enter by ({})", region.name, listed(nodes))
+        }
+        nodes => format!("region {}: none of its nodes is ready ({})", region.name, listed(nodes)),
     };
-    Failure::new(Kind::NoReadyNode, cause, "check the proxy cluster's nodes, and nodes at its xregion-proxy")
+    Failure::new(Kind::NoReadyNode, cause, hint)
+}
+
+fn listed(nodes: &[EntryNode]) -> String {
+    nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn no_ready_proxy(region: &Region) -> Failure {

@@ -236,8 +236,9 @@ fn nodes(region: &ClusterName, inside: &Inside) -> Outcome {
         return Outcome::Ok(format!("{} of {} ready: {}", ready.len(), inside.nodes.len(), ready.join(", ")));
     }
     let address = inside.settings.nodes.address_type.as_str();
+    let lacks = if inside.nodes.iter().any(|node| node.lacks_proxy) { " and has a ready proxy" } else { "" };
     Outcome::Failed(Problem::new(
-        format!("none of {} that the hub may enter by (with an {address}) is ready", inside.nodes.len()),
+        format!("none of {} that the hub may enter by (with an {address}) is ready{lacks}", inside.nodes.len()),
         format!("kubectl get nodes -o wide, in cluster {region}; or change nodes at its xregion-proxy"),
     ))
 }

@@ -91,6 +91,11 @@ pub enum Repair {
         /// Its nodes, and the ports of its clusters.
         way: Way,
     },
+    /// A region's Service is what its settings say.
+    Service {
+        /// The region.
+        region: ClusterName,
+    },
     /// A cluster's way through its region.
     Way {
         /// The region.
@@ -140,7 +145,11 @@ impl Repair {
     pub fn subject(&self) -> Subject {
         match self {
             Self::Gateway { .. } => Subject::Hub,
+<<<<<<< HEAD
             Self::Addresses { region, .. } | Self::Services { region, .. } => Subject::Region(region.clone()),
+=======
+            Self::Addresses { region, .. } | Self::Service { region } => Subject::Region(region.clone()),
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Self::Way { route, .. } => Subject::Cluster(route.cluster.clone()),
         }
     }
@@ -150,7 +159,11 @@ impl Repair {
         match self {
             Self::Gateway { .. } => vec!["gateway"],
             Self::Addresses { .. } => vec!["addresses"],
+<<<<<<< HEAD
             Self::Services { .. } => vec!["services"],
+=======
+            Self::Service { .. } => vec!["service"],
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Self::Way { lost, .. } => lost.route.then_some("route").into_iter().chain(lost.port.then_some("port")).collect(),
         }
     }
@@ -162,7 +175,11 @@ impl fmt::Display for Repair {
         match self {
             Self::Gateway { .. } => f.write_str("the gateway's host aliases, their record or its rollout settings"),
             Self::Addresses { region, .. } => write!(f, "the addresses that host aliases of region {region} lead to"),
+<<<<<<< HEAD
             Self::Services { region, .. } => write!(f, "the Services on the hub that lead to region {region}"),
+=======
+            Self::Service { region } => write!(f, "the way in that the Service of region {region} offers"),
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Self::Way { region, route, .. } => {
                 let parts = self.parts();
                 let parts: Vec<String> = parts.iter().map(|part| format!("the {part}")).collect();
@@ -188,6 +205,7 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
             _ if mine.is_empty() => {}
             Ok(inside) => {
                 repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                repairs.extend((!inside.service_as_set).then(|| Repair::Service { region: seen.name.clone() }));
                 readable.push((&seen.name, inside, mine));
             }
             Err(failure) => troubles.push(Trouble {

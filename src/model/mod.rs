@@ -25,7 +25,11 @@ pub mod region;
 pub mod report;
 pub mod rollout;
 pub mod route;
+<<<<<<< HEAD
 pub mod services;
+=======
+pub mod service;
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
 pub mod traffic;
 pub mod tree;
 pub mod usage;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 
+use super::pods::is_ready;
 use super::region::Nodes;
 
 /// A node of the proxy cluster with the address the hub uses.
@@ -14,8 +15,21 @@ pub struct EntryNode {
     pub name: String,
     /// Its address of the region's address type.
     pub ip: IpAddr,
-    /// Whether its condition `Ready` is true.
+    /// Whether the hub can enter by it: its condition `Ready` is true, and a ready proxy is on it where one has to be.
     pub ready: bool,
+    /// Whether only such a proxy is missing.
+    pub lacks_proxy: bool,
+}
+
+impl EntryNode {
+    /// Why the hub can't enter by it, if it can't.
+    pub fn why(&self) -> Option<&'static str> {
+        match (self.ready, self.lacks_proxy) {
+            (true, _) => None,
+            (false, true) => Some("no ready proxy on it"),
+            (false, false) => Some("not ready"),
+        }
+    }
 }
 
 /// The way into a region.
@@ -48,7 +62,17 @@ fn entry_node(node: &Node, settings: &Nodes) -> Option<EntryNode> {
         .filter(|address| address.type_ == wanted)
         .find_map(|address| address.address.parse().ok())?;
     let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    Some(EntryNode { name: node.metadata.name.clone()?, ip, ready })
+    Some(EntryNode { name: node.metadata.name.clone()?, ip, ready, lacks_proxy: false })
+}
+
+/// The nodes where each takes connections for the proxies on it only: one without a ready proxy drops them.
+pub fn with_proxies_of(mut nodes: Vec<EntryNode>, proxies: &[Pod]) -> Vec<EntryNode> {
+    let place = |pod: &Pod| pod.spec.as_ref()?.node_name.clone();
+    let places: BTreeSet<String> = proxies.iter().filter(|pod| is_ready(pod)).filter_map(place).collect();
+    for node in nodes.iter_mut().filter(|node| node.ready && !places.contains(&node.name)) {
+        (node.ready, node.lacks_proxy) = (false, true);
+    }
+    nodes
 }
 
 /// The addresses host aliases should lead to: those of ready nodes, and those that are aliased already and whose node still
@@ -84,6 +108,25 @@ mod tests {
         let selector = [("zone".to_owned(), "b".to_owned())].into();
         assert_eq!(names(&Nodes { selector, ..Nodes::default() }), of(&[("3", true)]));
         assert_eq!(names(&Nodes { address_type: AddressType::ExternalIP, ..Nodes::default() }), of(&[]));
+    }
+
+    #[test]
+    fn a_node_without_a_ready_proxy_is_none_to_enter_by() {
+        let pod = |node: &str, ready: &str| {
+            serde_json::from_value::<Pod>(json!({
+                "metadata": {"name": "proxy"}, "spec": {"nodeName": node, "containers": []},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        let nodes = entry_nodes(
+            &[node("1", "True", "a"), node("2", "True", "a"), node("3", "True", "a"), node("4", "Unknown", "a")],
+            &Nodes::default(),
+        );
+        let nodes = with_proxies_of(nodes, &[pod("1", "True"), pod("1", "False"), pod("2", "False"), pod("4", "True")]);
+        let seen: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.why())).collect();
+        let lacks = Some("no ready proxy on it");
+        assert_eq!(seen, [("1", None), ("2", lacks), ("3", lacks), ("4", Some("not ready"))]);
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Inside {
     pub routes: Vec<Route>,
     /// The ports on the Service, of every hub, by name.
     pub ports: BTreeMap<String, Ports>,
+    /// Whether the Service is as the settings say, or not there.
+    pub service_as_set: bool,
 }
 
 /// A cluster joined through a region.

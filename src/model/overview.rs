@@ -76,6 +76,9 @@ pub struct NodeView {
     pub ip: IpAddr,
     /// Whether it is ready.
     pub ready: bool,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// A proxy.
@@ -222,7 +225,7 @@ fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView
         nodes: inside
             .iter()
             .flat_map(|inside| &inside.nodes)
-            .map(|node| NodeView { name: node.name.clone(), ip: node.ip, ready: node.ready })
+            .map(|node| NodeView { name: node.name.clone(), ip: node.ip, ready: node.ready, why: node.why().map(str::to_owned) })
             .collect(),
         proxies: inside
             .iter()

@@ -38,6 +38,9 @@ pub struct Region {
     pub node_ports: NodePorts,
     /// Which upstreams the proxies may connect to.
     pub upstreams: Upstreams,
+    /// Which nodes take what enters by a node port.
+    #[serde(default)]
+    pub external_traffic_policy: TrafficPolicy,
     /// Bounds on connections.
     pub timeouts: Timeouts,
     /// How many connections one route carries at once in each proxy; 0: as many as come.
@@ -72,6 +75,27 @@ impl AddressType {
         match self {
             Self::InternalIP => "InternalIP",
             Self::ExternalIP => "ExternalIP",
+        }
+    }
+}
+
+/// Which nodes take what enters by a node port (`spec.externalTrafficPolicy` of the Service).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+pub enum TrafficPolicy {
+    /// Those with a proxy, to which it goes under its own source address. The others drop it.
+    Local,
+    /// All of them: it goes on to a proxy of any node, under the node's address. The default of settings that an earlier version wrote,
+    /// whose Services were so.
+    #[default]
+    Cluster,
+}
+
+impl TrafficPolicy {
+    /// As Kubernetes spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "Local",
+            Self::Cluster => "Cluster",
         }
     }
 }
@@ -196,6 +220,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((region.nodes.address_type, region.max_connections), (AddressType::ExternalIP, 0));
+        assert_eq!(region.external_traffic_policy, TrafficPolicy::Cluster, "what the Services of earlier versions are");
         assert_eq!(region.upstreams.allow[2], Allowed::Name("api.example".parse().unwrap()));
         let error = Region::parse(r#"{"nodes":{"addressType":"Hostname"}}"#).unwrap_err();
         assert!(error.contains("Hostname"), "{error}");

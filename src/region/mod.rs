@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, root_cause};
 use crate::model::names::{ClusterName, KIND, NAMESPACE};
-use crate::model::nodes::{EntryNode, entry_nodes};
+use crate::model::nodes::{EntryNode, entry_nodes, with_proxies_of};
 use crate::model::pods::is_ready;
-use crate::model::region::{CONFIG_MAP, KEY, KIND_PROXY, Region as Settings};
+use crate::model::region::{CONFIG_MAP, KEY, KIND_PROXY, Region as Settings, TrafficPolicy};
 use crate::model::report::{APPLIED, Report};
 use crate::model::traffic::{TRAFFIC, Traffic};
 
@@ -77,7 +77,11 @@ impl Region {
     pub async fn nodes(&self) -> Result<Vec<EntryNode>> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let list = call(&self.name, "list the nodes", nodes.list(&ListParams::default())).await?;
-        Ok(entry_nodes(&list.items, &self.settings.nodes))
+        let nodes = entry_nodes(&list.items, &self.settings.nodes);
+        Ok(match self.settings.external_traffic_policy {
+            TrafficPolicy::Local => with_proxies_of(nodes, &self.proxy_pods().await?),
+            TrafficPolicy::Cluster => nodes,
+        })
     }
 
     /// The names of the proxies that are ready.
@@ -87,11 +91,16 @@ impl Region {
 
     /// The proxies by name, and whether each is ready; without those that are ending.
     pub async fn proxies(&self) -> Result<BTreeMap<String, bool>> {
+        let pods = self.proxy_pods().await?;
+        let staying = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        Ok(staying.map(|pod| (pod.name_any(), is_ready(pod))).collect())
+    }
+
+    async fn proxy_pods(&self) -> Result<Vec<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let list =
             call(&self.name, "list the proxies", pods.list(&ListParams::default().labels(&format!("{KIND}={KIND_PROXY}")))).await?;
-        let staying = list.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        Ok(staying.map(|pod| (pod.name_any(), is_ready(pod))).collect())
+        Ok(list.items)
     }
 
     /// What each proxy reports, by its name.

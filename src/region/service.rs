@@ -19,7 +19,12 @@ use crate::lock::{Lock, holder_name};
 use crate::model::drift::last_writer;
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 use crate::model::ports::{self, Ports};
+<<<<<<< HEAD
 use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE, SNI_PORT};
+=======
+use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
+use crate::model::service::{holds, merged, wanted};
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
 
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
@@ -75,18 +80,43 @@ impl Region {
         Ok(ports::find(&entries(self.service().await?.1.as_ref()), name))
     }
 
-    /// The ports that the Service has, of every cluster and hub, by name.
-    pub async fn all_ports(&self) -> Result<BTreeMap<String, Ports>> {
-        let entries = entries(self.service().await?.1.as_ref());
+    /// The ports that the Service has, of every cluster and hub, by name; and whether it is as the settings say, or not there.
+    pub async fn all_ports(&self) -> Result<(BTreeMap<String, Ports>, bool)> {
+        let service = self.service().await?.1;
+        let entries = entries(service.as_ref());
         let name = |entry: &Value| Some(entry["name"].as_str()?.to_owned());
-        Ok(entries.iter().filter_map(name).filter_map(|name| Some((name.clone(), ports::find(&entries, &name)?))).collect())
+        let ports = entries.iter().filter_map(name).filter_map(|name| Some((name.clone(), ports::find(&entries, &name)?)));
+        Ok((ports.collect(), service.is_none() || self.is_as_set(service.as_ref())))
+    }
+
+    /// Whether there is a Service, and it is as the settings say.
+    fn is_as_set(&self, service: Option<&Value>) -> bool {
+        service.is_some_and(|service| holds(service, &wanted(&self.settings)))
+    }
+
+    /// Makes the Service what the settings say, if there is one. Unchanged means no write; says whether there was one.
+    pub async fn set_service(&self) -> Result<bool> {
+        self.alone(async {
+            for _ in 0..ATTEMPTS {
+                let (called, service) = self.service().await?;
+                let Some(service) = service.filter(|service| !self.is_as_set(Some(service))) else { return Ok(false) };
+                let ports = entries(Some(&service));
+                match self.patch_ports(called, &service, &ports).await? {
+                    Write::Done => return Ok(true),
+                    Write::Conflict | Write::NodePortTaken => {}
+                }
+            }
+            Err(self.contended())
+        })
+        .await
     }
 
     /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
     pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
-        let now = entries(self.service().await?.1.as_ref());
+        let service = self.service().await?.1;
+        let now = entries(service.as_ref());
         let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &BTreeSet::new())?;
-        if ports::find(&now, name) == Some(chosen) {
+        if ports::find(&now, name) == Some(chosen) && self.is_as_set(service.as_ref()) {
             return Ok(chosen);
         }
         self.alone(self.write_ports(name, asked)).await
@@ -98,7 +128,7 @@ impl Region {
             let (called, service) = self.service().await?;
             let now = entries(service.as_ref());
             let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &elsewhere)?;
-            if ports::find(&now, name) == Some(chosen) {
+            if ports::find(&now, name) == Some(chosen) && self.is_as_set(service.as_ref()) {
                 return Ok(chosen);
             }
             let wanted = self.with_sni(&ports::with(&now, name, chosen), &elsewhere).await?;
@@ -125,7 +155,7 @@ impl Region {
                 let (called, service) = self.service().await?;
                 let now = entries(service.as_ref());
                 let ports = ports::restore(&now, name, wanted)?;
-                if ports::find(&now, name) == Some(ports) {
+                if ports::find(&now, name) == Some(ports) && self.is_as_set(service.as_ref()) {
                     return Ok(ports);
                 }
                 let mut entries = ports::with(&now, name, ports);
@@ -229,19 +259,23 @@ impl Region {
     }
 
     async fn create_service(&self, called: &str, ports: &[Value]) -> Result<Write> {
-        let service: DynamicObject = serde_json::from_value(json!({
+        let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": called, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
             "spec": {"type": "NodePort", "selector": {KIND: KIND_PROXY}, "ports": ports},
-        }))
-        .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
+        });
+        let service: DynamicObject = serde_json::from_value(merged(service, &wanted(&self.settings)))
+            .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
         let params = PostParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()) };
         self.outcome("create", called, self.services().create(&params, &service).await.map(drop)).await
     }
 
     async fn patch_ports(&self, called: &str, service: &Value, ports: &[Value]) -> Result<Write> {
-        let patch = json!({"metadata": {"resourceVersion": service["metadata"]["resourceVersion"]}, "spec": {"ports": ports}});
+        let mut patch = json!({"metadata": {"resourceVersion": service["metadata"]["resourceVersion"]}, "spec": {"ports": ports}});
+        if !self.is_as_set(Some(service)) {
+            patch = merged(patch, &wanted(&self.settings));
+        }
         let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let written = self.services().patch(called, &params, &Patch::Merge(&patch)).await;
         self.outcome("change", called, written.map(drop)).await

@@ -67,7 +67,7 @@ func TestTheProxyWithoutParameters(t *testing.T) {
 		t.Errorf("%+v", rolling)
 	}
 	want := `{"nodes":{"selector":{},"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{"allow":[]},` +
-		`"timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600},"maxConnections":0}`
+		`"externalTrafficPolicy":"Local","timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600},"maxConnections":0}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
 	}
@@ -127,14 +127,15 @@ func TestTheProxyIsRestrictedAndSpread(t *testing.T) {
 func TestEveryParameterReachesTheProxy(t *testing.T) {
 	deployment, objects, err := renderProxy(t, map[string]any{
 		"replicas": 3, "image": "mirror/x:1", "nginxImage": "mirror/nginx:1", "imagePullPolicy": "Always", "imagePullSecrets": []string{"pull"},
-		"resources":      map[string]any{"requests": map[string]any{"cpu": "1"}, "limits": map[string]any{"cpu": "2", "memory": "2Gi"}},
-		"nodeSelector":   map[string]any{"pool": "edge"},
-		"tolerations":    []any{map[string]any{"key": "edge", "operator": "Exists"}},
-		"nodes":          map[string]any{"selector": map[string]any{"entry": "yes"}, "addressType": "ExternalIP"},
-		"nodePorts":      map[string]any{"first": 31000, "last": 31999, "sni": 30443},
-		"upstreams":      map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example"}},
-		"timeouts":       map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
-		"maxConnections": 100,
+		"resources":             map[string]any{"requests": map[string]any{"cpu": "1"}, "limits": map[string]any{"cpu": "2", "memory": "2Gi"}},
+		"nodeSelector":          map[string]any{"pool": "edge"},
+		"tolerations":           []any{map[string]any{"key": "edge", "operator": "Exists"}},
+		"nodes":                 map[string]any{"selector": map[string]any{"entry": "yes"}, "addressType": "ExternalIP"},
+		"nodePorts":             map[string]any{"first": 31000, "last": 31999, "sni": 30443},
+		"upstreams":             map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example"}},
+		"timeouts":              map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
+		"externalTrafficPolicy": "Cluster",
+		"maxConnections":        100,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +148,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		t.Errorf("%+v", pod)
 	}
 	want := `{"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999,"sni":30443},` +
-		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
+		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"externalTrafficPolicy":"Cluster","timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
 		`"maxConnections":100}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
@@ -166,6 +167,7 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"timeouts": map[string]any{"conectSeconds": 3}},
 		{"upstreams": map[string]any{"allow": "10.0.0.0/8"}},
 		{"maxConnections": -1},
+		{"externalTrafficPolicy": "local"},
 	} {
 		if _, _, err := renderProxy(t, parameters); err == nil {
 			t.Errorf("%v was accepted", parameters)

@@ -80,6 +80,7 @@ impl World {
                     let leads = self.leads(&region, &way);
                     self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
                 }
+                Repair::Service { .. } => self.east().service_as_set = true,
                 Repair::Way { route, ports, .. } => {
                     let east = self.east();
                     east.ports.insert(route.port_name(), ports);
@@ -117,6 +118,7 @@ const BREAKS: &[(Break, &[&str])] = &[
     (|w| w.east().nodes[0].ip = [10, 0, 1, 9].into(), &["the addresses that host aliases of region proxy-east lead to"]),
     // It may come back.
     (|w| w.east().nodes[0].ready = false, &[]),
+    (|w| w.east().service_as_set = false, &["the way in that the Service of region proxy-east offers"]),
     (|w| drop(w.east().routes.remove(0)), &["the route of business-a in region proxy-east"]),
     (|w| first(w).host = "elsewhere.example".parse().unwrap(), &["the route of business-a in region proxy-east"]),
     (|w| first(w).port = 6443, &["the route of business-a in region proxy-east"]),

@@ -43,13 +43,14 @@ fn the_wide_tree() {
     observed.clusters.remove(0);
     let stray = route("old", Slot::First, "old.example", 8001);
     *east(&mut observed) = inside(1, vec![route("business-a", Slot::First, "business-a.example", 8000), stray]);
-    east(&mut observed).nodes[1].ready = false;
+    let last = &mut east(&mut observed).nodes[1];
+    (last.ready, last.lacks_proxy) = (false, true);
     let text = tree::render(&Overview::of(&observed, None), true);
     let want = "\
 hub 13a420a4  gateway kubevela-cluster-gateway
 └─ proxy-east  2/2 proxies ready, 1/2 nodes ready, 2 of 85 node ports, answers in 9 ms
    │  node node-11 10.0.1.1
-   │  node node-12 10.0.1.2 (not ready)
+   │  node node-12 10.0.1.2 (no ready proxy on it)
    │  proxy proxy-1
    │  proxy proxy-2
    │  node port 30085 by TLS name

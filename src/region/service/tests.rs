@@ -5,7 +5,11 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
+<<<<<<< HEAD
 use crate::model::region::SNI_LISTEN;
+=======
+use crate::model::region::TrafficPolicy;
+>>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -62,7 +66,7 @@ async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>, leases: V
 }
 
 fn service(version: &str, ports: &[Value]) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}}})
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}, "externalTrafficPolicy": "Cluster"}})
 }
 
 /// The region's own port, which is where the last of the range is.
@@ -103,6 +107,7 @@ async fn the_first_join_makes_the_service_and_passes_over_ports_of_others() {
     assert_eq!(ports.unwrap(), Ports { listen: 8001, node: 30001 });
     let made = &sent[7].1;
     assert_eq!(made["spec"]["selector"], json!({"xregion.oam.dev/kind": "proxy"}));
+    assert_eq!((&made["spec"]["type"], &made["spec"]["externalTrafficPolicy"]), (&json!("NodePort"), &json!("Cluster")));
     assert_eq!(
         made["spec"]["ports"],
         json!([{"name": "a", "port": 8001, "targetPort": 8001, "nodePort": 30001, "protocol": "TCP"}, own(30085)])
@@ -317,4 +322,33 @@ async fn a_node_port_that_another_has_by_now_is_told_and_left_to_it() {
     ];
     let (ports, _) = scenario(async |region| region.put_ports("a", lost).await, answers).await;
     assert_eq!(ports.unwrap_err().kind, Kind::NodePortTaken);
+}
+
+fn local(mut region: Region) -> Region {
+    region.settings.external_traffic_policy = TrafficPolicy::Local;
+    region
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_are() {
+    let mine = ports::entry("a", Ports { listen: 8001, node: 30001 });
+    let there = || (Method::GET, 200, service("1", &[foreign(), mine.clone()]));
+    let want =
+        json!({"metadata": {"resourceVersion": "1"}, "spec": {"ports": [foreign(), mine], "externalTrafficPolicy": "Local"}});
+
+    let (ports, sent) = scenario(
+        async |region| local(region).take_ports("a", None).await,
+        vec![there(), there(), (Method::PATCH, 200, service("2", &[]))],
+    )
+    .await;
+    assert_eq!((ports.unwrap().node, &sent[2].1), (30001, &want), "by a join that changes no port");
+
+    let (set, sent) =
+        scenario(async |region| local(region).set_service().await, vec![there(), (Method::PATCH, 200, service("2", &[]))]).await;
+    assert_eq!((set.unwrap(), &sent[1].1), (true, &want));
+    let (set, sent) = scenario(async |region| region.set_service().await, vec![there()]).await;
+    assert_eq!((set.unwrap(), sent.len()), (false, 1), "as it is, it is set");
+    let nobody = || (Method::GET, 404, refusal(404, "not found"));
+    let (set, _) = scenario(async |region| local(region).set_service().await, vec![nobody(), nobody()]).await;
+    assert!(!set.unwrap(), "none is made for nobody");
 }
