@@ -15,9 +15,9 @@ use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::progress::Progress;
 use crate::lock::holder_name;
 use crate::model::aliases::{HostAliases, Leads, Wanted};
+use crate::model::entries::{Entries, Needs};
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::nodes::{Way, aliased_addresses};
-use crate::model::services::{Entries, Needs};
 use crate::region::Region;
 
 /// How long a rollout waits for what others are about to want, so that one serves them all. It takes about as long itself.
@@ -241,7 +241,7 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
 async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Result<(Vec<(Wanted, u16)>, BTreeSet<IpAddr>)> {
     let region = Region::enter(hub, name).await?;
     let nodes = aliased_addresses(&region.nodes().await?, &aliases.addresses(name));
-    let (routes, ports) = try_join!(region.routes(&hub.id), region.all_ports())?;
+    let (routes, (ports, _)) = try_join!(region.routes(&hub.id), region.all_ports())?;
     let wanted = routes.into_iter().filter(|route| route.proven_at.is_some()).filter_map(|route| {
         let port = ports.get(&route.port_name())?.node;
         Some((Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() }, port))

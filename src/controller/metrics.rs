@@ -36,11 +36,7 @@ impl Metrics {
         registry.register("nodes", "Nodes by which the hub enters a region, by whether they answer", Family::clone(&nodes));
         let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, nodes };
         // From nothing on: what a counter has when it is first seen, nobody counts.
-<<<<<<< HEAD
-        ["gateway", "addresses", "services", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
-=======
-        ["gateway", "addresses", "service", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
+        ["gateway", "addresses", "entries", "service", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
         this
     }
 

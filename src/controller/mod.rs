@@ -40,11 +40,11 @@ use crate::lock::{Lock, holder_name};
 use crate::looking;
 use crate::model::checkup::{Problem, Subject};
 use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide};
+use crate::model::entries::Entries;
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
 use crate::model::names::{CONTROLLER, ClusterName};
 use crate::model::observed::SeenRegion;
 use crate::model::region::SNI_PORT;
-use crate::model::services::Entries;
 use crate::region::Region;
 use crate::rolling::{self, Change};
 
@@ -373,11 +373,8 @@ impl Controller<'_> {
     async fn last_writer(&self, seen: &Seen, repair: &Repair) -> Option<String> {
         match repair {
             Repair::Gateway { .. } | Repair::Addresses { .. } => seen.gateway.as_ref().ok()?.1.last_writer.clone(),
-<<<<<<< HEAD
-            Repair::Services { .. } => None,
-=======
+            Repair::Entries { .. } => None,
             Repair::Service { region } => Region::enter(self.hub, region).await.ok()?.service_writer().await.ok()?,
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Repair::Way { region, route, lost, .. } => {
                 let region = Region::enter(self.hub, region).await.ok()?;
                 if lost.route { region.route_writer(&route.name()).await } else { region.service_writer().await }.ok()?
@@ -431,7 +428,7 @@ fn change(repairs: &[Repair], verdicts: &[Verdict]) -> Option<Change> {
     let mut change = Change { adopt: true, mends: true, ..Change::default() };
     let (mut any, mut waiting) = (false, BTreeSet::new());
     for (repair, verdict) in repairs.iter().zip(verdicts) {
-        let (Repair::Addresses { region, way } | Repair::Services { region, way }) = repair else { continue };
+        let (Repair::Addresses { region, way } | Repair::Entries { region, way }) = repair else { continue };
         if *verdict == Verdict::Mend {
             change.regions.insert(region.clone(), way.clone());
             any = true;

@@ -19,10 +19,10 @@ use crate::error::{Failure, Kind, Result};
 use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
 use crate::model::drift::{Standing, last_writer};
+use crate::model::entries::Entries;
 use crate::model::names::{ClusterName, DnsName, KIND as KIND_LABEL, MANAGER, NAMESPACE};
 use crate::model::pods::is_ready;
 use crate::model::rollout::{self, Handover, KIND_RETIRED, Progress as Rollout};
-use crate::model::services::Entries;
 
 /// The API that cluster-gateway serves; its APIService leads to it whatever the Helm release is called.
 const API_SERVICE: &str = "v1alpha1.cluster.core.oam.dev";

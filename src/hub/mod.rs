@@ -3,11 +3,11 @@
 pub mod applications;
 pub mod clusters;
 pub mod controller;
+pub mod entries;
 pub mod gateway;
 pub mod leftovers;
 pub mod members;
 pub mod progress;
-pub mod services;
 
 use std::future::Future;
 use std::time::Duration;

@@ -9,13 +9,13 @@ use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::progress::Progress;
 use crate::model::aliases::HostAliases;
+use crate::model::entries::HUB_NAMESPACE;
 use crate::model::membership::Membership;
 use crate::model::names::{ApiHost, DnsName, NAMESPACE, Slot};
 use crate::model::plan::{Change, Plan};
 use crate::model::ports::Ports;
 use crate::model::region::SERVICE;
 use crate::model::route::{Laid, Route};
-use crate::model::services::HUB_NAMESPACE;
 use crate::rolling;
 use crate::undo::Undo;
 

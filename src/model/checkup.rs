@@ -7,13 +7,13 @@ use std::net::IpAddr;
 use jiff::{SignedDuration, Timestamp};
 
 use super::aliases::{HostAliases, Wanted};
+use super::entries::Entries;
 use super::membership::Membership;
 use super::names::{ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
 use super::region::KIND_PROXY;
 use super::report::{Uptake, uptake};
-use super::services::Entries;
 use crate::error::{Failure, Kind};
 
 /// How long before their end credentials count as expiring.

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::aliases::{HostAliases, Leads, Wanted};
 use super::checkup::{Problem, Subject, join_again};
+use super::entries::Entries;
 use super::membership::Membership;
 use super::names::{ClusterName, HubId, MANAGER};
 use super::nodes::{Way, aliased_addresses};
 use super::observed::{Inside, SeenRegion};
 use super::ports::{Ports, free_listen, paired};
 use super::route::Route;
-use super::services::Entries;
 
 /// A cluster that was joined through a region, by the hub's records.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -85,7 +85,7 @@ pub enum Repair {
         way: Way,
     },
     /// The Services on the hub that names of a region lead to have all that is needed.
-    Services {
+    Entries {
         /// The region.
         region: ClusterName,
         /// Its nodes, and the ports of its clusters.
@@ -145,11 +145,9 @@ impl Repair {
     pub fn subject(&self) -> Subject {
         match self {
             Self::Gateway { .. } => Subject::Hub,
-<<<<<<< HEAD
-            Self::Addresses { region, .. } | Self::Services { region, .. } => Subject::Region(region.clone()),
-=======
-            Self::Addresses { region, .. } | Self::Service { region } => Subject::Region(region.clone()),
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
+            Self::Addresses { region, .. } | Self::Entries { region, .. } | Self::Service { region } => {
+                Subject::Region(region.clone())
+            }
             Self::Way { route, .. } => Subject::Cluster(route.cluster.clone()),
         }
     }
@@ -159,11 +157,8 @@ impl Repair {
         match self {
             Self::Gateway { .. } => vec!["gateway"],
             Self::Addresses { .. } => vec!["addresses"],
-<<<<<<< HEAD
-            Self::Services { .. } => vec!["services"],
-=======
+            Self::Entries { .. } => vec!["entries"],
             Self::Service { .. } => vec!["service"],
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Self::Way { lost, .. } => lost.route.then_some("route").into_iter().chain(lost.port.then_some("port")).collect(),
         }
     }
@@ -175,11 +170,8 @@ impl fmt::Display for Repair {
         match self {
             Self::Gateway { .. } => f.write_str("the gateway's host aliases, their record or its rollout settings"),
             Self::Addresses { region, .. } => write!(f, "the addresses that host aliases of region {region} lead to"),
-<<<<<<< HEAD
-            Self::Services { region, .. } => write!(f, "the Services on the hub that lead to region {region}"),
-=======
+            Self::Entries { region, .. } => write!(f, "the Services on the hub that lead to region {region}"),
             Self::Service { region } => write!(f, "the way in that the Service of region {region} offers"),
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
             Self::Way { region, route, .. } => {
                 let parts = self.parts();
                 let parts: Vec<String> = parts.iter().map(|part| format!("the {part}")).collect();
@@ -303,7 +295,7 @@ fn gateway(
         };
         let Some(leads) = leads else {
             // The names come after them.
-            repairs.push(Repair::Services { region: (*region).clone(), way });
+            repairs.push(Repair::Entries { region: (*region).clone(), way });
             continue;
         };
         if standing.services.is_none() && !now.is_empty() && now != way.nodes {

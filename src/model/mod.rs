@@ -4,6 +4,7 @@ pub mod aliases;
 pub mod answering;
 pub mod checkup;
 pub mod drift;
+pub mod entries;
 pub mod joined;
 pub mod kubeconfig;
 pub mod labels;
@@ -25,11 +26,7 @@ pub mod region;
 pub mod report;
 pub mod rollout;
 pub mod route;
-<<<<<<< HEAD
-pub mod services;
-=======
 pub mod service;
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
 pub mod traffic;
 pub mod tree;
 pub mod usage;

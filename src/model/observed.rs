@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::aliases::HostAliases;
 use super::drift::Told;
+use super::entries::Entries;
 use super::membership::Membership;
 use super::names::{ClusterName, HubId, Slot};
 use super::nodes::EntryNode;
@@ -13,7 +14,6 @@ use super::ports::Ports;
 use super::region::Region as Settings;
 use super::report::Report;
 use super::route::{Laid, Route, slots};
-use super::services::Entries;
 use crate::error::Result;
 
 /// A hub, its regions and the clusters joined through them.

@@ -68,16 +68,11 @@ fn header(region: &RegionView) -> String {
 
 fn details(region: &RegionView) -> Vec<String> {
     let state = |ready: bool| if ready { "" } else { " (not ready)" };
-<<<<<<< HEAD
-    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, state(node.ready)));
+    let why = |node: &NodeView| node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, why(node)));
     let proxies = region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)));
     let sni = region.node_ports.iter().filter_map(|ports| ports.sni).map(|port| format!("node port {port} by TLS name"));
     nodes.chain(proxies).chain(sni).collect()
-=======
-    let why = |node: &NodeView| node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, why(node)));
-    nodes.chain(region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)))).collect()
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
 }
 
 fn rows(region: &RegionView, wide: bool) -> Vec<Row> {

@@ -19,12 +19,8 @@ use crate::lock::{Lock, holder_name};
 use crate::model::drift::last_writer;
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
 use crate::model::ports::{self, Ports};
-<<<<<<< HEAD
 use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE, SNI_PORT};
-=======
-use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE};
 use crate::model::service::{holds, merged, wanted};
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
 
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
@@ -103,7 +99,7 @@ impl Region {
                 let ports = entries(Some(&service));
                 match self.patch_ports(called, &service, &ports).await? {
                     Write::Done => return Ok(true),
-                    Write::Conflict | Write::NodePortTaken => {}
+                    Write::Conflict | Write::NodePortTaken(_) => {}
                 }
             }
             Err(self.contended())

@@ -1,12 +1,12 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::entries::Needs;
+use super::super::entries::tests::provided;
 use super::super::names::Slot;
 use super::super::observed::sample::{name, route, silence, well};
 use super::super::observed::{Observed, SeenGateway};
 use super::super::region::{SNI_LISTEN, SNI_PORT};
-use super::super::services::Needs;
-use super::super::services::tests::provided;
 use super::*;
 use crate::error::Kind;
 
@@ -73,7 +73,7 @@ impl World {
                     let leads = self.leads(&region, &way);
                     self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
                 }
-                Repair::Services { region, way } => {
+                Repair::Entries { region, way } => {
                     let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: 1 };
                     let entries = provided(&region, &needs);
                     self.seen.services.as_mut().unwrap().insert(region.clone(), entries);
@@ -280,12 +280,12 @@ fn served() -> World {
     let region = name("proxy-east");
     let way = Way { nodes: [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into(), ports: [30000, 30001].into() };
     world.seen.services = Some(BTreeMap::new());
-    world.mend(vec![Repair::Services { region, way }]);
+    world.mend(vec![Repair::Entries { region, way }]);
     world
 }
 
-fn entries(world: &mut World) -> &mut super::super::services::Entries {
-    world.seen.services.as_mut().unwrap().get_mut("proxy-east").unwrap()
+fn entries(world: &mut World) -> &mut super::super::entries::Entries {
+    world.seen.services.as_mut().unwrap().get_mut(&name("proxy-east")).unwrap()
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn services_that_were_lost_or_bent_come_back_and_the_names_lead_to_them() {
         ("all is well", |_| {}, &[]),
         ("all gone", |w| w.seen.services = Some(BTreeMap::new()), &[SERVICES]),
         ("one gone", |w| drop(entries(w).0.pop_first()), &[SERVICES]),
-        ("a port", |w| drop(entries(w).0.values_mut().next().unwrap().ports.remove(&30000)), &[SERVICES]),
+        ("a port", |w| entries(w).0.values_mut().for_each(|entry| assert!(entry.ports.remove(&30000))), &[SERVICES]),
         ("the nodes", |w| entries(w).0.values_mut().for_each(|e| e.slices.clear()), &[SERVICES]),
         // The controller asks the nodes themselves, and leads the Services to those that answer.
         ("a node's address", |w| w.east().nodes[0].ip = [10, 0, 1, 9].into(), &[]),

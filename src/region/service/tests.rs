@@ -5,11 +5,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
-<<<<<<< HEAD
-use crate::model::region::SNI_LISTEN;
-=======
-use crate::model::region::TrafficPolicy;
->>>>>>> c9344853734cff5da85d3a4892ba8d591ea02e45
+use crate::model::region::{SNI_LISTEN, TrafficPolicy};
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 

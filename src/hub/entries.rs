@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
+use crate::model::entries::{Entries, HUB_NAMESPACE, KIND_ENTRY, LEAD_TO, Needs, Write, by_region};
 use crate::model::names::{ClusterName, KIND, MANAGER};
-use crate::model::services::{Entries, HUB_NAMESPACE, KIND_ENTRY, LEAD_TO, Needs, Write, by_region};
 
 /// How often others may change a region's Services between our reading and writing them.
 const ATTEMPTS: usize = 50;
