@@ -48,6 +48,7 @@ func TestAMisspeltParameterIsRefused(t *testing.T) {
 		{"resources": map[string]any{"limit": map[string]any{}}},
 		{"regions": "proxy-east"},
 		{"controller": map[string]any{"enable": false}},
+		{"monitoring": map[string]any{"dashboards": true}},
 		{"controller": map[string]any{"resources": map[string]any{"limits": map[string]any{"mem": "1Gi"}}}},
 	} {
 		if _, _, err := renderAddon(t, parameters); err == nil {
@@ -406,7 +407,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/controller.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
+		"resources/controller.cue", "resources/dashboard.cue", "resources/guard.cue", "resources/job.cue", "resources/monitoring.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
 		"views/xregion-routes.cue",
 	} {
 		want[name] = true
