@@ -21,7 +21,7 @@ OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
   $(wildcard addon/resources/*.cue) $(wildcard addon/views/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
 
-.PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench lint lab lab-up lab-down clean
+.PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench dashboard lint lab lab-up lab-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,8 @@ test-unit: ## unit, property and mock-API tests
 	cargo test --locked -p xregion
 	cargo test --locked -p xregion-lab --lib --bins
 
-test-cue: stage ## definitions and addon, evaluated by KubeVela's own code
+test-cue: stage ## definitions and addon, evaluated by KubeVela's own code; alerts, by Prometheus' own
+	hack/packages.sh promtool:prometheus
 	cd tests/cue && $(GO_ENV) go test -count=1 ./...
 
 faults: dist/faults/xregion
@@ -75,6 +76,10 @@ fuzz: ## random kubeconfigs and routes against the rules, a minute each
 
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
 	cargo run --locked -p xregion-lab --bin bench
+
+dashboard: image addon ## docs/dashboard.svg: what the dashboard shows of the lab, by a real Prometheus (as root, about 10 minutes)
+	hack/packages.sh prometheus:prometheus
+	cargo run --locked -p xregion-lab --bin dashboard
 
 lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check
@@ -116,10 +121,13 @@ dist/xregion-image.tar: Containerfile metadata.yaml Cargo.toml Cargo.lock $(shel
 	cp $(CARGO_TARGET_DIR)/$(TARGET)/release/xregion dist/image/
 	hack/image.sh $(IMAGE) dist/image $@
 
-# Steps that run a Job share what is in definitions/include. Only what an addon consists of, in a directory called like it: KubeVela packs all it finds and matches names by prefix.
+# What several share is in definitions/include, named by a line of theirs.
+INCLUDE := awk '/^\t?\/\/ include: [a-z]+$$/ {while ((getline line < ("definitions/include/" $$3 ".cue")) > 0) print line; next} {print}'
+
+# Only what an addon consists of, in a directory called like it: KubeVela packs all it finds and matches names by prefix.
 stage: $(ADDON_SOURCES)
 	rm -rf dist/xregion && mkdir -p dist/xregion/resources dist/xregion/definitions dist/xregion/views
 	cp metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue dist/xregion/
-	cp addon/resources/*.cue dist/xregion/resources/
 	cp addon/views/*.cue dist/xregion/views/
-	for f in definitions/*.cue; do sed -e '/^	\/\/ include: job$$/{r definitions/include/job.cue' -e 'd}' -e 's#xregion/xregion:v0\.0\.0#$(IMAGE)#' -e 's#version: "0\.0\.0"#version: "$(VERSION)"#' $$f > dist/xregion/$$f; done
+	for f in addon/resources/*.cue; do $(INCLUDE) $$f > dist/xregion/resources/$${f##*/}; done
+	for f in definitions/*.cue; do $(INCLUDE) $$f | sed -e 's#xregion/xregion:v0\.0\.0#$(IMAGE)#' -e 's#version: "0\.0\.0"#version: "$(VERSION)"#' > dist/xregion/$$f; done

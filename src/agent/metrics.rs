@@ -24,6 +24,9 @@ const CONNECTS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 3.
 const TO_CLUSTER: &str = "to_cluster";
 const FROM_CLUSTER: &str = "from_cluster";
 
+/// What nginx says of sessions: they reached the cluster, did not, were one too many, or met a fault of nginx's own.
+const STATUSES: [&str; 4] = [REACHED, "502", "503", "500"];
+
 /// Labels of one cluster's numbers, and one more.
 type Labels<const N: usize> = [(&'static str, String); N];
 type ByCluster<M> = Family<Labels<2>, M, fn() -> M>;
@@ -37,10 +40,12 @@ struct Inner {
     registry: Registry,
     sessions: Family<Labels<3>, Counter>,
     bytes: Family<Labels<3>, Counter>,
+    carried: Family<Labels<3>, Counter>,
     durations: ByCluster<Histogram>,
     connects: ByCluster<Histogram>,
     open: Family<Labels<2>, Gauge>,
     open_bytes: Family<Labels<3>, Gauge>,
+    ready: Gauge,
     routes: Family<Labels<1>, Gauge>,
     reloads: Family<Labels<1>, Counter>,
     draining: Gauge,
@@ -68,10 +73,12 @@ impl Metrics {
         let metrics = Inner {
             sessions: Family::default(),
             bytes: Family::default(),
+            carried: Family::default(),
             durations: histogram(|| Histogram::new(DURATIONS)),
             connects: histogram(|| Histogram::new(CONNECTS)),
             open: Family::default(),
             open_bytes: Family::default(),
+            ready: Gauge::default(),
             routes: Family::default(),
             reloads: Family::default(),
             draining: Gauge::default(),
@@ -92,6 +99,12 @@ impl Metrics {
             Unit::Bytes,
             metrics.bytes.clone(),
         );
+        registry.register_with_unit(
+            "carried",
+            "Bytes of all sessions, as they are carried, to the cluster and from it",
+            Unit::Bytes,
+            metrics.carried.clone(),
+        );
         registry.register_with_unit("session_duration", "How long sessions lasted", Unit::Seconds, metrics.durations.clone());
         registry.register_with_unit(
             "connect_duration",
@@ -101,6 +114,7 @@ impl Metrics {
         );
         registry.register("open_sessions", "Sessions that are open", metrics.open.clone());
         registry.register_with_unit("open", "Bytes that sessions carried which are open", Unit::Bytes, metrics.open_bytes.clone());
+        registry.register("ready", "Whether this proxy has applied its routes and serves them", metrics.ready.clone());
         registry.register("routes", "Routes, by whether they are served or can't be", metrics.routes.clone());
         registry.register("reloads", "Changes of nginx's configuration, by what became of them", metrics.reloads.clone());
         registry.register(
@@ -109,6 +123,10 @@ impl Metrics {
             metrics.draining.clone(),
         );
         registry.register("access_log_lines_lost", "Lines that nobody took off this proxy's standard output", metrics.lost.clone());
+        // From nothing on: what a counter has when it is first seen, nobody counts.
+        for outcome in ["served", "rejected"] {
+            drop(metrics.reloads.get_or_create(&[("outcome", outcome.to_owned())]));
+        }
         Self(Arc::new(Inner { registry, ..metrics }))
     }
 
@@ -139,13 +157,19 @@ impl Metrics {
         count("refused", refused);
         for route in serving.values().map(|served| &served.route) {
             let of = Of { cluster: route.cluster.to_string(), hub: route.hub.short() };
-            // From nothing on: what a counter has when it is first seen, nobody counts.
             for direction in [TO_CLUSTER, FROM_CLUSTER] {
                 drop(self.0.bytes.get_or_create(&with(&of, "direction", direction)));
             }
-            drop(self.0.sessions.get_or_create(&with(&of, "status", REACHED)));
+            for status in STATUSES {
+                drop(self.0.sessions.get_or_create(&with(&of, "status", status)));
+            }
             self.state().ports.insert(route.listen, of);
         }
+    }
+
+    /// Whether it is ready.
+    pub fn ready(&self, ready: bool) {
+        self.0.ready.set(i64::from(ready));
     }
 
     /// A line of the access log was lost.
@@ -160,11 +184,15 @@ impl Metrics {
 
     /// What it has carried, open sessions included.
     pub fn traffic(&self) -> Traffic {
-        let open = self.open();
-        let state = self.state();
-        let mut sums = state.ended.clone();
-        open.into_iter().flatten().for_each(|(of, carried)| *sums.entry(of).or_default() += carried);
-        Traffic::new(state.since, sums.iter().map(|(of, carried)| (of, *carried)))
+        let (ended, open) = self.counted();
+        let sums = sums(ended, open.as_ref());
+        Traffic::new(self.state().since, sums.iter().map(|(of, carried)| (of, *carried)))
+    }
+
+    /// What ended, and after it what is open: a session that ends in between is missed for once, not counted twice.
+    fn counted(&self) -> (BTreeMap<Of, Carried>, Option<BTreeMap<Of, Carried>>) {
+        let ended = self.state().ended.clone();
+        (ended, self.open())
     }
 
     /// All of it as OpenMetrics' text.
@@ -175,10 +203,18 @@ impl Metrics {
         let set = |gauge: &Gauge, number: u64| {
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         };
-        for (of, carried) in self.open().into_iter().flatten() {
-            set(&self.0.open.get_or_create(&labels(&of)), carried.open);
-            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", TO_CLUSTER)), carried.to_cluster);
-            set(&self.0.open_bytes.get_or_create(&with(&of, "direction", FROM_CLUSTER)), carried.from_cluster);
+        let (ended, open) = self.counted();
+        for (of, carried) in open.iter().flatten() {
+            set(&self.0.open.get_or_create(&labels(of)), carried.open);
+            set(&self.0.open_bytes.get_or_create(&with(of, "direction", TO_CLUSTER)), carried.to_cluster);
+            set(&self.0.open_bytes.get_or_create(&with(of, "direction", FROM_CLUSTER)), carried.from_cluster);
+        }
+        for (of, carried) in sums(ended, open.as_ref()) {
+            for (direction, bytes) in [(TO_CLUSTER, carried.to_cluster), (FROM_CLUSTER, carried.from_cluster)] {
+                let told = self.0.carried.get_or_create(&with(&of, "direction", direction));
+                // A session that has ended is out of the kernel before it is in the access log: until then, what was told stays.
+                told.inc_by(bytes.saturating_sub(told.get()));
+            }
         }
         let master = self.state().master;
         self.0.draining.set(master.map_or(0, workers::draining));
@@ -206,6 +242,11 @@ impl Metrics {
     }
 }
 
+fn sums(mut ended: BTreeMap<Of, Carried>, open: Option<&BTreeMap<Of, Carried>>) -> BTreeMap<Of, Carried> {
+    open.into_iter().flatten().for_each(|(of, carried)| *ended.entry(of.clone()).or_default() += *carried);
+    ended
+}
+
 fn labels(of: &Of) -> Labels<2> {
     [("cluster", of.cluster.clone()), ("hub", of.hub.clone())]
 }
@@ -213,4 +254,36 @@ fn labels(of: &Of) -> Labels<2> {
 fn with(of: &Of, key: &'static str, value: impl ToString) -> Labels<3> {
     let [cluster, hub] = labels(of);
     [cluster, hub, (key, value.to_string())]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_documents_name_what_a_proxy_tells_and_nothing_else() {
+        let (metrics, of) = (Metrics::new(), Of { cluster: "a".into(), hub: "h".into() });
+        metrics.state().ports.insert(1, of.clone());
+        metrics.serving(&Serving::new(), 0);
+        metrics.ended(&Session { of, status: REACHED.into(), received: 1, sent: 2, seconds: 0.1, connect: "0.001".into() });
+        let text = metrics.text();
+        let told: BTreeSet<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+            .map(|(name, kind)| match kind {
+                "counter" => format!("{name}_total"),
+                "info" => format!("{name}_info"),
+                _ => name.to_owned(),
+            })
+            .collect();
+        let rows = include_str!("../../docs/monitoring.md").lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+        let names = rows.flat_map(|row| row.split('`')).filter_map(|name| name.split('{').next());
+        let documented: BTreeSet<String> = names
+            .filter(|name| name.starts_with("xregion_") && !name.starts_with("xregion_controller_"))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(told, documented);
+    }
 }

@@ -116,8 +116,11 @@ pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, sto
     let AgentArgs { nginx, dir, health_port, sni_listen, pod_name, pod_uid, pod_namespace } = args;
     let mut background = JoinSet::new();
     let (health, metrics) = (Health::new("the routes are not applied yet, or no more\n"), Metrics::new());
-    let numbers = metrics.clone();
-    let endpoints = Endpoints::new(health.clone(), move || numbers.text());
+    let (numbers, readiness) = (metrics.clone(), health.clone());
+    let endpoints = Endpoints::new(health.clone(), move || {
+        numbers.ready(readiness.not_ready().is_none());
+        numbers.text()
+    });
     background.spawn(endpoints::serve(health_port, endpoints).await?);
     let host = nginx::inspect(&nginx, &dir, sni_listen).await?;
     let files = host.render(NO_TRAFFIC, []);

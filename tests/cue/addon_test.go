@@ -77,6 +77,7 @@ func TestAMisspeltParameterIsRefused(t *testing.T) {
 		{"regions": "proxy-east"},
 		{"hostAliases": "pods"},
 		{"controller": map[string]any{"enable": false}},
+		{"monitoring": map[string]any{"dashboards": true}},
 		{"controller": map[string]any{"resources": map[string]any{"limits": map[string]any{"mem": "1Gi"}}}},
 	} {
 		if _, _, err := renderAddon(t, parameters); err == nil {
@@ -435,7 +436,7 @@ func TestNothingElseIsPacked(t *testing.T) {
 	want := map[string]bool{}
 	for _, name := range []string{
 		"metadata.yaml", "README.md", "template.cue", "parameter.cue", "NOTES.cue",
-		"resources/controller.cue", "resources/entries.cue", "resources/guard.cue", "resources/job.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
+		"resources/controller.cue", "resources/dashboard.cue", "resources/entries.cue", "resources/guard.cue", "resources/job.cue", "resources/monitoring.cue", "resources/rbac.cue", "definitions/xregion-proxy.cue", "definitions/xregion-join.cue", "definitions/xregion-leave.cue", "definitions/xregion-member.cue",
 		"views/xregion-routes.cue",
 	} {
 		want[name] = true

@@ -166,7 +166,7 @@ func decodeStrictly(t *testing.T, text string, into any) {
 func completeComponent(t *testing.T, definition, app, name string, parameters map[string]any) (*unstructured.Unstructured, []process.Auxiliary, error) {
 	t.Helper()
 	ctx := velaprocess.NewContext(velaprocess.ContextData{
-		Ctx: context.Background(), AppName: app, CompName: name, Namespace: "default", AppRevisionName: app + "-v1",
+		Ctx: context.Background(), AppName: app, CompName: name, Namespace: "default", Cluster: "proxy-east", AppRevisionName: app + "-v1",
 	})
 	template := templateOf(t, loadDefinition(t, definition))
 	if err := componentdef.NewWorkloadAbstractEngine(definition).Complete(ctx, template, parameters); err != nil {
