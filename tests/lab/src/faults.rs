@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::dns::{self, Resolver};
 use crate::node::Worker;
@@ -105,6 +107,19 @@ impl Lab {
         worker.ensure_containerd()?;
         worker.ensure_kubelet()?;
         worker.await_ready()
+    }
+
+    /// Kills the container of this proxy pod: its agent at once, and nginx with it.
+    pub fn kill_proxy(&self, pod: &str) -> Result<()> {
+        // Both regions have proxies; the environment says whose an agent is.
+        let name = format!("POD_NAME={pod}\0");
+        let read = |entry: &std::fs::DirEntry, file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let is_it = |entry: &std::fs::DirEntry| {
+            read(entry, "cmdline").starts_with("/xregion/xregion\0agent") && read(entry, "environ").contains(&name)
+        };
+        let found = std::fs::read_dir("/proc")?.flatten().find(is_it).with_context(|| format!("no agent runs in {pod}"))?;
+        let pid: i32 = found.file_name().to_string_lossy().parse()?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("killing {pod}"))
     }
 
     /// Waits until Kubernetes has noticed that a node is gone.

@@ -1,6 +1,6 @@
 //! The addon, from a registry and from a directory, as any other of KubeVela's.
 
-use xregion_lab::site::{Dist, NAMESPACE};
+use xregion_lab::site::{Dist, ENTRIES, NAMESPACE};
 
 use super::fixture::{UNMENDED, enabled, eventually, lab};
 
@@ -54,6 +54,8 @@ fn d_disabled_it_leaves_nothing_and_is_enabled_again_from_a_directory() {
         anyhow::ensure!(!left.contains("xregion"), "{left}");
         Ok(())
     });
+    // What host aliases lead to goes on serving.
+    lab().kubectl("hub", &["get", "namespace", ENTRIES]).unwrap();
     let directory = Dist::find().unwrap().addon();
     let told = lab().enable(directory.to_str().unwrap(), &[UNMENDED]).unwrap();
     assert!(told.contains("enabled successfully"), "{told}");

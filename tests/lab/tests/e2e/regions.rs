@@ -4,8 +4,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, Dist, NAMESPACE};
@@ -106,21 +104,8 @@ fn b_watches_live_on_while_other_routes_come_and_go() {
 fn c_proxy_that_is_killed_costs_little() {
     let lab = joined();
     let load = Load::start(lab, &["business-a", "proxy-west"]).unwrap();
-    let agents: Vec<Pid> = std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| {
-            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            // Both regions have theirs; a region's environment says which it is by its pod.
-            let environment = std::fs::read_to_string(entry.path().join("environ")).unwrap_or_default();
-            line.starts_with("/xregion/xregion\0agent")
-                && proxies().iter().any(|proxy| environment.contains(&format!("POD_NAME={proxy}\0")))
-        })
-        .filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
-        .collect();
-    assert_eq!(agents.len(), 2, "{agents:?}");
     let at = load.elapsed();
-    kill(agents[0], Signal::SIGKILL).unwrap();
+    lab.kill_proxy(&proxies()[0]).unwrap();
     eventually("two proxies ready again", || {
         let ready = ["get", "deployment", "xregion-proxy", "-n", NAMESPACE, "-o", "jsonpath={.status.readyReplicas}"];
         let (ready, asked) = (lab.kubectl("proxy-east", &ready)?, load.elapsed() - at);

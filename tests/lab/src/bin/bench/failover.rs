@@ -48,7 +48,17 @@ const DEPLOYMENT: &[&str] = &["deployment", "xregion-proxy", "-n", NAMESPACE];
 
 const EVENTS: &[Event] = &[
     Event {
-        name: "proxy_pod_killed",
+        name: "proxy_killed",
+        bound: 1.0,
+        happens: |lab, node| {
+            let on_node = format!("--field-selector=spec.nodeName={node}");
+            let name = "jsonpath={.items[0].metadata.name}";
+            lab.kill_proxy(&lab.kubectl(REGION, &[&["get", "pods", "-o", name, &on_node], PROXIES].concat())?)
+        },
+        mended: |_, _| Ok(()),
+    },
+    Event {
+        name: "proxy_pod_deleted_by_force",
         bound: 1.0,
         happens: |lab, node| {
             let on_node = format!("--field-selector=spec.nodeName={node}");
