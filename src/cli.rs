@@ -16,6 +16,7 @@ use crate::hub::progress::Place;
 use crate::join::{Member, Source};
 use crate::model::labels::Label;
 use crate::model::names::{ClusterName, ObjectName, SecretName};
+use crate::model::sources::{SourceRange, SourceRanges};
 
 /// Kubernetes makes no token for less.
 const TOKEN_MINIMUM: Duration = Duration::from_secs(600);
@@ -123,6 +124,10 @@ pub struct JoinArgs {
     /// The node port in the region, if not the next free one.
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
+    /// A network, or one address, that connections to its route may come from, in the bounds of the region's sourceRanges; may be
+    /// repeated. Not given: from wherever those allow.
+    #[arg(long = "source-range", value_name = "CIDR")]
+    pub source_ranges: Vec<SourceRange>,
     /// Join a cluster that is joined already under another name.
     #[arg(long)]
     pub allow_second_name: bool,
@@ -285,6 +290,8 @@ pub struct MemberArg {
     pub labels: Vec<Label>,
     /// Its node port.
     pub node_port: Option<u16>,
+    /// Where connections to its route may come from.
+    pub sources: SourceRanges,
     /// Whether it may be joined although it has another name already.
     pub allow_second_name: bool,
     /// Whether it may take the name over from another cluster.
@@ -340,6 +347,8 @@ struct RawMember {
     labels: BTreeMap<String, String>,
     node_port: Option<u16>,
     #[serde(default)]
+    source_ranges: Vec<String>,
+    #[serde(default)]
     allow_second_name: bool,
     #[serde(default)]
     replace: bool,
@@ -355,6 +364,7 @@ impl RawMember {
             context: self.context,
             labels: self.labels.iter().map(|(k, v)| format!("{k}={v}").parse()).collect::<Result<_, _>>()?,
             node_port: self.node_port,
+            sources: self.source_ranges.iter().map(|range| range.parse()).collect::<Result<_, _>>()?,
             allow_second_name: self.allow_second_name,
             replace: self.replace,
         })
@@ -384,9 +394,9 @@ impl FromStr for MemberArg {
 
 impl From<MemberArg> for Member {
     fn from(arg: MemberArg) -> Self {
-        let MemberArg { cluster, region, secret, key, context, labels, node_port, allow_second_name, replace } = arg;
+        let MemberArg { cluster, region, secret, key, context, labels, node_port, sources, allow_second_name, replace } = arg;
         let source = Source::Secret { name: secret, key, context };
-        Self { cluster, region, source, labels, node_port, allow_second_name, replace }
+        Self { cluster, region, source, labels, node_port, sources, allow_second_name, replace }
     }
 }
 
@@ -460,6 +470,11 @@ mod tests {
         let one: MemberArg =
             r#"{"cluster":"a","region":"east","secret":"s","key":"k","labels":{"tier":"x"},"nodePort":30001}"#.parse().unwrap();
         assert_eq!((one.cluster.as_str(), one.labels[0].to_string().as_str(), one.node_port), ("a", "tier=x", Some(30001)));
+        let narrow: MemberArg =
+            r#"{"cluster":"a","region":"east","secret":"s","key":"k","sourceRanges":["10.0.0.0/8"]}"#.parse().unwrap();
+        assert_eq!((narrow.sources.to_string().as_str(), one.sources.is_empty()), ("10.0.0.0/8", true));
+        let failure = r#"{"cluster":"a","region":"east","secret":"s","key":"k","sourceRanges":["all"]}"#.parse::<MemberArg>();
+        assert_eq!(failure.unwrap_err().kind, Kind::Usage);
         let failure = r#"{"cluster":"A","region":"east","secret":"s","key":"k"}"#.parse::<MemberArg>().unwrap_err();
         assert_eq!(failure.kind, Kind::ClusterName);
         assert!(failure.cause().starts_with("cluster 'A' of the list: "), "{failure}");

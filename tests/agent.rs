@@ -17,7 +17,7 @@ use hickory_resolver::config::ResolverConfig;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
@@ -27,11 +27,16 @@ use xregion::model::nginx::{Limits, Served};
 use xregion::model::region::Timeouts;
 use xregion::model::report::Reason;
 use xregion::model::route::Route;
+use xregion::model::sources::SourceRanges;
 
 use self::cluster::{Cluster, config_map, settings};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const LIMITS: Limits = Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, connections: 0 };
+const LIMITS: Limits = Limits {
+    timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 },
+    connections: 0,
+    sources: SourceRanges::EVERYBODY,
+};
 
 fn nginx_path() -> PathBuf {
     let path = PathBuf::from("/usr/sbin/nginx");
@@ -66,7 +71,18 @@ async fn echo() -> SocketAddr {
 
 fn route(cluster: &str, host: &str, port: u16, listen: u16) -> Route {
     let (hub, cluster, host) = (HubId::new("hub-uid"), cluster.parse().unwrap(), host.parse().unwrap());
-    Route { slot: Slot::First, hub, cluster, host, port, listen, alias: None, proven_at: None, uid: String::new() }
+    Route {
+        slot: Slot::First,
+        hub,
+        cluster,
+        host,
+        port,
+        listen,
+        sources: SourceRanges::EVERYBODY,
+        alias: None,
+        proven_at: None,
+        uid: String::new(),
+    }
 }
 
 fn served(cluster: &str, listen: u16, port: u16, addresses: &[&str]) -> Served {
@@ -147,6 +163,52 @@ async fn a_route_carries_no_more_connections_at_once_than_may_be() {
     });
     again.await.expect("what ended makes room");
     nginx.stop(Duration::from_secs(1)).await;
+}
+
+/// A connection from one of this machine's addresses, on which a word came back.
+async fn dial_from(source: [u8; 4], port: u16) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    let mut stream = socket.connect((LOCAL, port).into()).await?;
+    echoes(&mut stream).await?;
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn only_who_is_let_in_by_region_and_route_gets_through() {
+    let directory = TempDir::new().unwrap();
+    let upstream = echo().await;
+    let (wide, narrow, nobody) = (free_port().await, free_port().await, free_port().await);
+    let of = |name: &str, listen: u16, ranges: Option<&str>| {
+        let mut served = served(name, listen, upstream.port(), &["127.0.0.1"]);
+        served.route.sources = ranges.map(|ranges| ranges.parse().unwrap()).unwrap_or_default();
+        served
+    };
+    let routes = [of("wide", wide, None), of("narrow", narrow, Some("127.0.0.2")), of("nobody", nobody, Some("192.0.2.0/24"))];
+    let (hub, neighbour, stranger) = ([127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 1, 1]);
+    let mut nginx = start(directory.path(), &routes).await;
+    let lets_in = async |port: u16| {
+        let mut let_in = Vec::new();
+        for source in [hub, neighbour, stranger] {
+            let_in.push(dial_from(source, port).await.is_ok());
+        }
+        let_in
+    };
+    assert_eq!(lets_in(wide).await, [true, true, true]);
+    assert_eq!(lets_in(narrow).await, [true, false, false]);
+    assert_eq!(lets_in(nobody).await, [false, false, false]);
+
+    let mut open = dial_from(stranger, wide).await.unwrap();
+    let limits = || Limits { sources: "127.0.0.0/24".parse().unwrap(), ..LIMITS };
+    let files = nginx.host().render(limits(), &routes);
+    assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 2 });
+    assert_eq!(lets_in(wide).await, [true, true, false], "the region's ranges hold for every route");
+    assert_eq!(lets_in(narrow).await, [true, false, false]);
+    echoes(&mut open).await.expect("what is open stays open");
+    let files = nginx.host().render(limits(), &[of("narrow", narrow, Some("127.0.1.1"))]);
+    assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 3 });
+    assert_eq!(lets_in(narrow).await, [false, false, false], "a route opens nothing that its region doesn't");
+    nginx.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

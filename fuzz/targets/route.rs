@@ -8,8 +8,10 @@ use libfuzzer_sys::fuzz_target;
 use xregion::model::nginx::{Build, Host, Limits, Served};
 use xregion::model::region::Timeouts;
 use xregion::model::route::Route;
+use xregion::model::sources::SourceRanges;
 
-const KEYS: [&str; 10] = ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt"];
+const KEYS: [&str; 11] =
+    ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt", "sourceRanges"];
 
 fuzz_target!(|texts: Vec<Option<String>>| {
     let valid = ["1", "hub-uid", "business-a", "api.example", "443", "8000", "port"].map(str::to_owned);
@@ -30,8 +32,9 @@ fuzz_target!(|texts: Vec<Option<String>>| {
 
     let build = Build::parse("configure arguments: --prefix=/etc/nginx --with-stream").expect("a build");
     let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None };
-    let limits = Limits { timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }, connections: 0 };
-    let (listen, port) = (route.listen, route.port);
+    let timeouts = Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 };
+    let limits = Limits { timeouts, connections: 0, sources: SourceRanges::EVERYBODY };
+    let (listen, port, sources) = (route.listen, route.port, route.sources.clone());
     let files = host.render(limits, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
     let (_, text) = files.iter().find(|(name, _)| name.starts_with("routes/")).expect("the route's file");
     let (log, directives): (Vec<&str>, Vec<&str>) =
@@ -39,15 +42,15 @@ fuzz_target!(|texts: Vec<Option<String>>| {
     let name = directives[0].strip_prefix("upstream ").and_then(|rest| rest.strip_suffix(" {")).expect("an upstream");
     assert!(log.len() == 1 && log[0].matches('\'').count() == 2 && log[0].ends_with("}';"), "{log:?}");
     assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name:?}");
-    let want = [
+    let mut want = vec![
         format!("upstream {name} {{"),
         format!("server 192.0.2.1:{port} max_fails=0;"),
         "}".into(),
         "server {".into(),
         format!("listen {listen} so_keepalive=60s:15s:4;"),
-        format!("proxy_pass {name};"),
-        format!("access_log /dev/stdout {name};"),
-        "}".into(),
     ];
+    want.extend((&sources).into_iter().map(|range| format!("allow {range};")));
+    want.extend((!sources.is_empty()).then(|| "deny all;".into()));
+    want.extend([format!("proxy_pass {name};"), format!("access_log /dev/stdout {name};"), "}".into()]);
     assert_eq!(directives, want);
 });

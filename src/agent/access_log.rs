@@ -57,9 +57,13 @@ mod tests {
     use crate::model::nginx::{Limits, Served};
     use crate::model::region::Timeouts;
     use crate::model::route::Route;
+    use crate::model::sources::SourceRanges;
 
-    const LIMITS: Limits =
-        Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, connections: 0 };
+    const LIMITS: Limits = Limits {
+        timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 },
+        connections: 0,
+        sources: SourceRanges::EVERYBODY,
+    };
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     async fn free_port() -> u16 {
@@ -68,7 +72,18 @@ mod tests {
 
     fn served(cluster: &str, listen: u16, port: u16) -> Served {
         let (hub, cluster, host) = (HubId::new("hub"), cluster.parse().unwrap(), "api.example".parse().unwrap());
-        let route = Route { slot: Slot::First, hub, cluster, host, port, listen, alias: None, proven_at: None, uid: String::new() };
+        let route = Route {
+            slot: Slot::First,
+            hub,
+            cluster,
+            host,
+            port,
+            listen,
+            sources: SourceRanges::EVERYBODY,
+            alias: None,
+            proven_at: None,
+            uid: String::new(),
+        };
         Served { route, addresses: vec![LOCAL] }
     }
 

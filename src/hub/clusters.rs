@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::Wanted;
-use crate::model::membership::{CREDENTIAL_TYPE, EXPIRES, Membership};
+use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
 use crate::model::names::{ClusterName, NAMESPACE};
 
 /// The Job's ServiceAccount, as clusters name it that are asked as it; and how the controller's begins.
@@ -160,9 +160,11 @@ impl Hub {
     /// Writes xregion's record onto a cluster's Secret.
     pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<()> {
         let mut annotations = json!(membership.to_annotations());
-        if membership.expires.is_none() {
-            // What an earlier join recorded of other credentials.
-            annotations[EXPIRES] = json!(null);
+        if let Some(annotations) = annotations.as_object_mut() {
+            // What an earlier join recorded and this one has not.
+            for key in OPTIONAL {
+                annotations.entry(key).or_insert(json!(null));
+            }
         }
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
         call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch))

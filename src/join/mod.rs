@@ -34,6 +34,7 @@ use crate::model::membership::Membership;
 use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::route::slots;
+use crate::model::sources::SourceRanges;
 use crate::region::{Region, release_ports};
 use crate::undo::Undo;
 use crate::vela;
@@ -67,6 +68,8 @@ pub struct Member {
     pub labels: Vec<Label>,
     /// The node port it should have.
     pub node_port: Option<u16>,
+    /// Where connections to its route may come from, in the bounds of its region's.
+    pub sources: SourceRanges,
     /// Whether it may be joined although it has another name already.
     pub allow_second_name: bool,
     /// Whether it may take the name over from another cluster.
@@ -162,12 +165,19 @@ async fn prove<'a>(
     let laid = join.laid().await?;
     let (serving, slot) = slots(&laid, join.serving(), (&join.access.host, join.access.port));
     let ports_of = |slot: Slot| laid[slot as usize].ports;
-    let membership = match serving.filter(|serving| *serving != slot) {
+    let membership = match serving {
         // The port that it has is asked for: what serves there must not be bent before the new upstream is proven.
-        Some(serving) if member.node_port.is_some() && ports_of(serving).map(|ports| ports.node) == member.node_port => {
-            let mark = undo.mark();
-            join.lay(slot, None, None).await?;
-            undo.back_to(mark).await?;
+        Some(serving)
+            if serving != slot && member.node_port.is_some() && ports_of(serving).map(|ports| ports.node) == member.node_port =>
+        {
+            join.try_out(slot).await?;
+            join.lay(serving, laid[serving as usize].route.clone(), None).await?
+        }
+        // Nor must it shut the hub out.
+        Some(serving)
+            if serving == slot && laid[slot as usize].route.as_ref().is_some_and(|route| route.sources != member.sources) =>
+        {
+            join.try_out(serving.other()).await?;
             join.lay(serving, laid[serving as usize].route.clone(), None).await?
         }
         _ => {

@@ -135,6 +135,7 @@ impl Join<'_> {
             region: self.member.region.clone(),
             upstream: route.host.clone(),
             upstream_port: route.port,
+            sources: route.sources.clone(),
             alias,
             node_port: ports.node,
             identity: String::new(),

@@ -45,10 +45,18 @@ impl Join<'_> {
             host: self.access.host.clone(),
             port: self.access.port,
             listen: 0,
+            sources: self.member.sources.clone(),
             alias: current.and_then(|route| route.alias.clone()),
             proven_at: current.and_then(|route| route.proven_at),
             uid: current.map(|route| route.uid.clone()).unwrap_or_default(),
         }
+    }
+
+    /// Lays the way in this slot, to see whether it leads to the cluster, and takes it away again.
+    pub(super) async fn try_out(&mut self, slot: Slot) -> Result<()> {
+        let mark = self.undo.mark();
+        self.lay(slot, None, None).await?;
+        self.undo.back_to(mark).await
     }
 
     /// Writes the route and its port, waits until every ready proxy serves it, and proves it. Where no node port is asked for and it
@@ -104,6 +112,7 @@ impl Join<'_> {
             region: self.member.region.clone(),
             upstream: route.host,
             upstream_port: route.port,
+            sources: route.sources,
             alias,
             node_port: ports.node,
             identity,
@@ -177,11 +186,18 @@ impl Join<'_> {
     /// Goes the way the gateway will go, over every ready node: TCP, TLS name and authority, credentials, identity.
     async fn prove(&mut self, node_port: u16) -> Result<(DnsName, String)> {
         let patience = Duration::from_secs(u64::from(self.region.settings.timeouts.connect_seconds));
+        let sources = self.region.settings.source_ranges.both(&self.member.sources);
         let doors: Vec<_> = self
             .nodes
             .iter()
             .filter(|node| node.ready)
-            .map(|node| Door { node: node.name.clone(), ip: node.ip, port: node_port, upstream_patience: patience })
+            .map(|node| Door {
+                node: node.name.clone(),
+                ip: node.ip,
+                port: node_port,
+                upstream_patience: patience,
+                sources: sources.clone(),
+            })
             .collect();
         let name = self.access.certificate_name();
         let presented = try_join_all(doors.iter().map(|door| probe::certificate_names(door, &name, &self.access))).await?;

@@ -229,7 +229,7 @@ fn doubt(member: &Member) -> Trouble {
 
 /// What a cluster's way through its region lacks.
 fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
-    let Membership { region, upstream, upstream_port, alias, node_port, .. } = &member.membership;
+    let Membership { region, upstream, upstream_port, sources, alias, node_port, .. } = &member.membership;
     let (slot, laid) = inside.slot(hub, &member.name, &member.membership, *node_port);
     let laid = &laid[slot as usize];
     let mut route = Route {
@@ -239,6 +239,7 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
         host: upstream.clone(),
         port: *upstream_port,
         listen: 0,
+        sources: sources.clone(),
         alias: Some(alias.clone()),
         // It was proven, or it would not be joined; of when, a lost one tells no more than that.
         proven_at: laid.route.as_ref().and_then(|route| route.proven_at).or(Some(member.since)),

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::names::{ApiHost, ClusterName, DnsName};
+use super::sources::SourceRanges;
 
 /// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
 pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
 /// What the record's annotations begin with.
 const PREFIX: &str = "xregion.oam.dev/";
-/// Annotation for the end of the credentials; the only one of the record that may be missing.
-pub const EXPIRES: &str = "xregion.oam.dev/expires";
+/// Annotations of the record that may be missing: the end of the credentials, and where connections may come from.
+pub const OPTIONAL: [&str; 2] = ["xregion.oam.dev/expires", "xregion.oam.dev/source-ranges"];
 /// The version of the record.
 const SCHEMA: &str = "1";
 
@@ -25,6 +26,8 @@ pub struct Membership {
     pub upstream: ApiHost,
     /// Its port.
     pub upstream_port: u16,
+    /// Where connections to its route may come from.
+    pub sources: SourceRanges,
     /// The host name that leads to the region's nodes on the hub.
     pub alias: DnsName,
     /// The node port there.
@@ -59,6 +62,7 @@ impl Membership {
         ]
         .into_iter()
         .chain(self.expires.map(|expires| ("expires", expires.to_string())))
+        .chain((!self.sources.is_empty()).then(|| ("source-ranges", self.sources.to_string())))
         .map(|(key, value)| (format!("{PREFIX}{key}"), value))
         .collect()
     }
@@ -74,6 +78,7 @@ impl Membership {
             region: get("region")?.parse().ok()?,
             upstream: host.parse().ok()?,
             upstream_port: port.parse().ok()?,
+            sources: get("source-ranges").map(|ranges| ranges.parse()).transpose().ok()?.unwrap_or_default(),
             alias: get("alias")?.parse().ok()?,
             node_port: get("node-port")?.parse().ok()?,
             identity: get("identity")?.clone(),
@@ -89,19 +94,29 @@ mod tests {
     #[test]
     fn the_record_reads_back() {
         let end = "2026-12-24T09:00:00Z".parse().unwrap();
-        for (upstream, expires) in [("api.example", None), ("10.0.0.1", Some(end)), ("2001:db8::1", None)] {
+        let hub: SourceRanges = "10.80.0.10,2001:db8::/32".parse().unwrap();
+        for (upstream, expires, sources) in [
+            ("api.example", None, hub),
+            ("10.0.0.1", Some(end), SourceRanges::EVERYBODY),
+            ("2001:db8::1", None, SourceRanges::EVERYBODY),
+        ] {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
                 upstream: upstream.parse().unwrap(),
                 upstream_port: 6443,
+                sources: sources.clone(),
                 alias: "api.example".parse().unwrap(),
                 node_port: 30001,
                 identity: "uid".into(),
                 expires,
             };
             let mut annotations = membership.to_annotations();
-            assert_eq!(annotations.contains_key(EXPIRES), expires.is_some());
+            let there = OPTIONAL.map(|key| annotations.contains_key(key));
+            assert_eq!(there, [expires.is_some(), !sources.is_empty()]);
             assert_eq!(Membership::from_annotations(&annotations), Some(membership));
+            annotations.insert("xregion.oam.dev/source-ranges".into(), "anybody".into());
+            assert_eq!(Membership::from_annotations(&annotations), None, "what can't be read is not taken for everybody");
+            annotations.insert("xregion.oam.dev/source-ranges".into(), "0.0.0.0/0".into());
             annotations.insert("xregion.oam.dev/schema".into(), "2".into());
             assert_eq!(Membership::from_annotations(&annotations), None);
         }

@@ -27,6 +27,7 @@ pub mod report;
 pub mod rollout;
 pub mod route;
 pub mod service;
+pub mod sources;
 pub mod traffic;
 pub mod tree;
 pub mod usage;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::region::Timeouts;
 use super::route::Route;
+use super::sources::SourceRanges;
 
 /// Connections a worker can hold for traffic: a session takes two. nginx's own default of 512 is 256 sessions.
 const CONNECTIONS: usize = 8192;
@@ -84,12 +85,14 @@ pub struct Served {
 }
 
 /// What bounds connections.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// How long they may take and last.
     pub timeouts: Timeouts,
     /// How many a route carries at once; 0: as many as come.
     pub connections: u32,
+    /// Where they may come from, as far as a route's own ranges don't bound it further.
+    pub sources: SourceRanges,
 }
 
 /// Files by their path below a generation's directory.
@@ -113,9 +116,9 @@ impl Host {
 
     /// Renders the configuration; equal inputs give equal text, so comparing text tells whether a reload is needed.
     pub fn render<'a>(&self, limits: Limits, served: impl IntoIterator<Item = &'a Served>) -> Files {
-        let route = |served: &Served| (file_name(&served.route), self.route(served, limits.connections));
+        let route = |served: &Served| (file_name(&served.route), self.route(served, &limits));
         let mut files: Files = served.into_iter().map(route).collect();
-        let main = self.main(limits, files.len());
+        let main = self.main(&limits, files.len());
         files.insert("nginx.conf".into(), main);
         files.insert(SNI_FILE.into(), self.sni());
         files
@@ -126,14 +129,14 @@ impl Host {
         format!("server {{\n    listen unix:{};\n    return {generation};\n}}\n", self.socket().display())
     }
 
-    fn main(&self, Limits { timeouts, connections: limit }: Limits, routes: usize) -> String {
+    fn main(&self, Limits { timeouts, connections: limit, sources: _ }: &Limits, routes: usize) -> String {
         // A listener occupies a connection in every worker.
         let connections = CONNECTIONS + (routes + 1) * if self.ipv6 { 2 } else { 1 } + 1;
         let open_files = self.open_files.min(connections as u64 + OTHER_FILES);
         let module = self.build.stream_module.as_ref().map(|path| format!("load_module {};\n", path.display()));
         let user = self.user.as_ref().map(|user| format!("user {user};\n"));
         // A route is known by the port it listens on; 1 MiB counts some ten thousand of them.
-        let zone = if limit > 0 { "\n    limit_conn_zone $server_port zone=routes:1m;" } else { "" };
+        let zone = if *limit > 0 { "\n    limit_conn_zone $server_port zone=routes:1m;" } else { "" };
         // `worker_shutdown_timeout 0` would mean for ever, and old workers would pile up.
         let [connect, idle, drain] =
             [timeouts.connect_seconds, timeouts.idle_seconds, timeouts.drain_seconds].map(|seconds| seconds.max(1));
@@ -190,7 +193,7 @@ server {{
         families.map(|family| format!("    listen {family}{port} so_keepalive=60s:15s:4;\n")).collect()
     }
 
-    fn route(&self, Served { route, addresses }: &Served, limit: u32) -> String {
+    fn route(&self, Served { route, addresses }: &Served, limits: &Limits) -> String {
         let name = label(route);
         let mut text = format!("# {}, {}:{}\n", route.cluster, route.host, route.port);
         // What is JSON for us is text for nginx, which fills the rest in; neither name can hold a character that means something to either.
@@ -210,8 +213,15 @@ server {{
         }
         text.push_str("}\nserver {\n");
         text.push_str(&self.listeners(route.listen));
-        if limit > 0 {
-            let _ = writeln!(text, "    limit_conn routes {limit};");
+        // The first that fits decides.
+        for range in limits.sources.both(&route.sources).iter().flatten() {
+            let _ = writeln!(text, "    allow {range};");
+        }
+        if !limits.sources.is_empty() || !route.sources.is_empty() {
+            text.push_str("    deny all;\n");
+        }
+        if limits.connections > 0 {
+            let _ = writeln!(text, "    limit_conn routes {};", limits.connections);
         }
         let _ = write!(text, "    proxy_pass {name};\n    access_log /dev/stdout {name};\n}}\n");
         text
@@ -249,7 +259,11 @@ mod tests {
     }
 
     fn limits() -> Limits {
-        Limits { timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }, connections: 0 }
+        Limits {
+            timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 },
+            connections: 0,
+            sources: SourceRanges::EVERYBODY,
+        }
     }
 
     fn served(cluster: &str, upstream: &str, addresses: &[&str]) -> Served {
@@ -260,6 +274,7 @@ mod tests {
             host: upstream.parse().unwrap(),
             port: 443,
             listen: 8000,
+            sources: SourceRanges::EVERYBODY,
             alias: None,
             proven_at: None,
             uid: String::new(),
@@ -316,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_main_file_follows_the_build_the_limits_and_the_region() {
-        let stock = host().main(limits(), 1);
+        let stock = host().main(&limits(), 1);
         assert!(!stock.contains("load_module") && !stock.contains("user "), "{stock}");
         for want in
             ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8197;"]
@@ -324,7 +339,7 @@ mod tests {
             assert!(stock.contains(want), "{want}: {stock}");
         }
         let tight = Host { build: Build::parse(DEBIAN).unwrap(), open_files: 1024, user: Some("root".into()), ..host() };
-        let text = tight.main(Limits { timeouts: Timeouts { drain_seconds: 0, ..limits().timeouts }, ..limits() }, 0);
+        let text = tight.main(&Limits { timeouts: Timeouts { drain_seconds: 0, ..limits().timeouts }, ..limits() }, 0);
         assert!(text.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\n"), "{text}");
         assert!(text.contains("worker_rlimit_nofile 1024;") && text.contains("worker_shutdown_timeout 1s;"), "{text}");
     }
@@ -341,6 +356,22 @@ mod tests {
         assert!(text.contains("s;\n    limit_conn_zone $server_port zone=routes:1m;\n    include generation.conf;"), "{text}");
         assert!(text.contains("    limit_conn routes 100;\n    proxy_pass "), "{text}");
         assert!(!of(0).contains("limit_conn"));
+    }
+
+    #[test]
+    fn who_may_come_in_stands_at_every_route() {
+        let of = |region: &str, route: &str| {
+            let ranges = |text: &str| if text.is_empty() { SourceRanges::EVERYBODY } else { text.parse().unwrap() };
+            let mut served = served("a", "api.example", &["192.0.2.1"]);
+            served.route.sources = ranges(route);
+            let text = host().route(&served, &Limits { sources: ranges(region), ..limits() });
+            text.lines().filter(|line| line.contains("allow ") || line.contains("deny ")).map(str::trim).collect::<String>()
+        };
+        assert_eq!(of("", ""), "");
+        assert_eq!(of("10.0.0.0/8,2001:db8::/32", ""), "allow 10.0.0.0/8;allow 2001:db8::/32;deny all;");
+        assert_eq!(of("", "10.0.0.0/8"), "allow 10.0.0.0/8;deny all;");
+        assert_eq!(of("10.0.0.0/8", "10.80.0.0/16,192.0.2.1"), "allow 10.80.0.0/16;deny all;");
+        assert_eq!(of("10.0.0.0/8", "192.0.2.1"), "deny all;", "nobody is let in by both");
     }
 
     #[test]
@@ -361,7 +392,7 @@ mod tests {
             let (Ok(cluster), Ok(upstream)) = (cluster.parse(), upstream.parse()) else { return Ok(()) };
             let route = Route { hub: HubId::new(hub), cluster, host: upstream, port, ..plain.route.clone() };
             let marks = |served: &Served| {
-                host().route(served, 0).chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
+                host().route(served, &limits()).chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
             };
             prop_assert_eq!(marks(&Served { route, addresses: vec![address] }), marks(&plain));
         }

@@ -149,6 +149,9 @@ pub struct RouteView {
     pub upstream: String,
     /// The port the proxies listen on.
     pub listen: u16,
+    /// Where connections may come from, if not from everywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<Vec<String>>,
     /// How many ready proxies serve it.
     pub applied: usize,
     /// How many are ready.
@@ -284,6 +287,11 @@ fn route(inside: &Inside, route: &Route) -> RouteView {
         cluster: route.cluster.to_string(),
         upstream: format!("{}:{}", route.host, route.port),
         listen: route.listen,
+        source_ranges: inside
+            .settings
+            .source_ranges
+            .both(&route.sources)
+            .map(|ranges| ranges.iter().map(ToString::to_string).collect()),
         applied: inside.served(route),
         proxies: ready.len(),
         problem,

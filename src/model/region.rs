@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::names::{ApiHost, DnsName};
+use super::sources::SourceRanges;
 
 /// Name of the ConfigMap that holds the settings.
 pub const CONFIG_MAP: &str = "xregion-region";
@@ -41,6 +42,9 @@ pub struct Region {
     /// Which nodes take what enters by a node port.
     #[serde(default)]
     pub external_traffic_policy: TrafficPolicy,
+    /// Where connections to its routes may come from; nowhere named: from everywhere.
+    #[serde(default)]
+    pub source_ranges: SourceRanges,
     /// Bounds on connections.
     pub timeouts: Timeouts,
     /// How many connections one route carries at once in each proxy; 0: as many as come.
@@ -222,6 +226,7 @@ mod tests {
         assert_eq!((region.nodes.address_type, region.max_connections), (AddressType::ExternalIP, 0));
         assert_eq!(region.external_traffic_policy, TrafficPolicy::Cluster, "what the Services of earlier versions are");
         assert_eq!(region.upstreams.allow[2], Allowed::Name("api.example".parse().unwrap()));
+        assert!(region.source_ranges.is_empty());
         let error = Region::parse(r#"{"nodes":{"addressType":"Hostname"}}"#).unwrap_err();
         assert!(error.contains("Hostname"), "{error}");
     }

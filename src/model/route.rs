@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, Slot, short_hash};
 use super::ports::Ports;
+use super::sources::SourceRanges;
 
 /// The version of the route's data. An agent refuses one it does not know rather than guess.
 pub const SCHEMA: &str = "1";
@@ -29,6 +30,8 @@ pub struct Route {
     pub port: u16,
     /// The TCP port a proxy listens on (`targetPort` of the shared Service).
     pub listen: u16,
+    /// Where connections to it may come from, in the bounds of its region's; nowhere named: from wherever those allow.
+    pub sources: SourceRanges,
     /// The name that leads to the region's nodes on the hub, once it is known.
     pub alias: Option<DnsName>,
     /// When a join last reached the cluster over this route.
@@ -50,7 +53,8 @@ impl Route {
 
     /// What a proxy's configuration depends on, in 16 hex digits: equal digests need no reload.
     pub fn digest(&self) -> String {
-        short_hash(&format!("port\n{}\n{}\n{}", self.host, self.port, self.listen), 16)
+        let sources = if self.sources.is_empty() { String::new() } else { format!("\nfrom {}", self.sources) };
+        short_hash(&format!("port\n{}\n{}\n{}{sources}", self.host, self.port, self.listen), 16)
     }
 
     /// What a proxy reports when it serves just this route: one that was removed and made again, just as it was, is another one, and
@@ -71,6 +75,7 @@ impl Route {
             ("mode", "port".to_owned()),
         ]);
         data.extend((self.slot == Slot::Second).then(|| ("slot", "second".to_owned())));
+        data.extend((!self.sources.is_empty()).then(|| ("sourceRanges", self.sources.to_string())));
         data.extend(self.alias.as_ref().map(|alias| ("alias", alias.to_string())));
         data.extend(self.proven_at.map(|at| ("provenAt", at.to_string())));
         ConfigMap {
@@ -117,6 +122,7 @@ impl Route {
             host: parse("host", get("host")?)?,
             port: port("port", get("port")?)?,
             listen: port("listen", get("listen")?)?,
+            sources: data.get("sourceRanges").map(|text| parse("sourceRanges", text)).transpose()?.unwrap_or_default(),
             alias: data.get("alias").map(|text| parse("alias", text)).transpose()?,
             proven_at: data.get("provenAt").map(|text| parse("provenAt", text)).transpose()?,
             uid: map.metadata.uid.clone().unwrap_or_default(),
@@ -165,6 +171,7 @@ mod tests {
             host: "api.example".parse().unwrap(),
             port: 443,
             listen: 8000,
+            sources: SourceRanges::EVERYBODY,
             alias: None,
             proven_at: None,
             uid: String::new(),
@@ -175,7 +182,8 @@ mod tests {
     fn a_route_survives_the_way_through_a_config_map() {
         let proven = Route { alias: Some("api.example".parse().unwrap()), proven_at: Some(Timestamp::UNIX_EPOCH), ..route() };
         let second = Route { slot: Slot::Second, ..route() };
-        for route in [route(), proven, second] {
+        let narrow = Route { sources: "10.0.0.0/8,192.0.2.1".parse().unwrap(), ..route() };
+        for route in [route(), proven, second, narrow] {
             assert_eq!(Route::from_config_map(&route.to_config_map()), Ok(route));
         }
     }
@@ -210,6 +218,7 @@ mod tests {
         let proven = Route { proven_at: Some(Timestamp::UNIX_EPOCH), alias: Some("x.example".parse().unwrap()), ..route() };
         assert_eq!(proven.digest(), route().digest());
         assert_ne!(Route { port: 6443, ..route() }.digest(), route().digest());
+        assert_ne!(Route { sources: "10.0.0.0/8".parse().unwrap(), ..route() }.digest(), route().digest());
         let again = Route { uid: "2".into(), ..route() };
         assert!(again.digest() == route().digest() && again.mark() != route().mark(), "made again");
     }
@@ -223,6 +232,8 @@ mod tests {
             ("port", "0", "\"port\""),
             ("port", "443;", "\"port\""),
             ("listen", "70000", "\"listen\""),
+            ("sourceRanges", "", "\"sourceRanges\""),
+            ("sourceRanges", "10.0.0.0/8; allow all", "\"sourceRanges\""),
             ("cluster", "../../etc", "\"cluster\""),
             ("cluster", "business-b", "another cluster"),
             ("hub", "another", "another cluster"),

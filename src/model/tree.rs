@@ -106,6 +106,11 @@ fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
             cluster.alias,
             if addresses.is_empty() { "nowhere".into() } else { addresses.join(",") }
         ));
+        let from = cluster.route.as_ref().and_then(|route| route.source_ranges.as_ref());
+        row.push(
+            from.map(|from| if from.is_empty() { "from nowhere".into() } else { format!("from {}", from.join(",")) })
+                .unwrap_or_default(),
+        );
         let proven = cluster.route.as_ref().and_then(|route| route.proven_at);
         row.push(proven.map(|at| format!("proven {at}")).unwrap_or_default());
     }

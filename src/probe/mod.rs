@@ -2,6 +2,7 @@
 
 mod tls;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::hub::root_cause;
 use crate::model::kubeconfig::{Access, Credentials, authority_part};
 use crate::model::names::{DnsName, NAMESPACE};
+use crate::model::sources::SourceRange;
 
 /// How long one request of the proof may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +38,8 @@ pub struct Door {
     pub port: u16,
     /// How long a proxy waits for the upstream to accept: an earlier end of the connection means that it refused.
     pub upstream_patience: Duration,
+    /// From where the proxies let connections in, if not from everywhere.
+    pub sources: Option<BTreeSet<SourceRange>>,
 }
 
 impl Door {

@@ -16,6 +16,7 @@ use super::Door;
 use crate::error::{Failure, Kind, Result};
 use crate::model::kubeconfig::Access;
 use crate::model::names::{ApiHost, DnsName};
+use crate::model::sources::listed;
 
 /// How long one node may take to accept.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -109,14 +110,24 @@ fn explain(door: &Door, name: &ApiHost, access: &Access, error: &std::io::Error,
         }
         None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
             // nginx closes our connection when it gets none upstream: at once if it is refused, after its patience if nobody answers.
-            if elapsed < door.upstream_patience.mul_f32(0.8) {
+            if elapsed >= door.upstream_patience.mul_f32(0.8) {
+                silent(access, "the region's proxies get no connection to it")
+            } else if let Some(sources) = &door.sources {
+                // A proxy ends both alike.
+                let let_in = if sources.is_empty() { "from nowhere".to_owned() } else { format!("only from {}", listed(sources)) };
+                Failure::new(
+                    Kind::UpstreamRefusing,
+                    format!(
+                        "{upstream} refuses connections from the region's proxies, or these refuse the hub: they let connections in {let_in}"
+                    ),
+                    "look in the proxies' log where the hub's connections come from and how they end: with status 403, widen sourceRanges of the cluster or of the region's xregion-proxy; with 502, check that the API server runs, and on which port",
+                )
+            } else {
                 Failure::new(
                     Kind::UpstreamRefusing,
                     format!("{upstream} refuses connections from the region's proxies"),
                     "check that the API server runs, and on which port (and that its route is not full, where its region has maxConnections)",
                 )
-            } else {
-                silent(access, "the region's proxies get no connection to it")
             }
         }
         None => silent(access, &error.to_string()),
@@ -183,7 +194,13 @@ mod tests {
 
     fn door(listener: &TcpListener) -> Door {
         let address = listener.local_addr().unwrap();
-        Door { node: "n".into(), ip: address.ip(), port: address.port(), upstream_patience: Duration::from_millis(500) }
+        Door {
+            node: "n".into(),
+            ip: address.ip(),
+            port: address.port(),
+            upstream_patience: Duration::from_millis(500),
+            sources: None,
+        }
     }
 
     /// A server that accepts one connection and gives it to `serve`.
@@ -253,6 +270,11 @@ mod tests {
             drop(stream);
         });
         assert_eq!(kind(slow.await).await, Kind::UpstreamSilent);
+        let mut bounded = serve(|stream| async move { drop(stream) }).await;
+        bounded.sources = Some(["10.0.0.0/8".parse().unwrap()].into());
+        let failure = certificate_names(&bounded, &"x.example".parse().unwrap(), &access("x.example", &ca)).await.unwrap_err();
+        assert_eq!(failure.kind, Kind::UpstreamRefusing);
+        assert!(failure.cause().ends_with("or these refuse the hub: they let connections in only from 10.0.0.0/8"), "{failure}");
         let plain = serve(|mut stream| async move {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         });

@@ -67,7 +67,7 @@ func TestTheProxyWithoutParameters(t *testing.T) {
 		t.Errorf("%+v", rolling)
 	}
 	want := `{"nodes":{"selector":{},"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{"allow":[]},` +
-		`"externalTrafficPolicy":"Local","timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600},"maxConnections":0}`
+		`"externalTrafficPolicy":"Local","sourceRanges":[],"timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600},"maxConnections":0}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
 	}
@@ -135,6 +135,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		"upstreams":             map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example"}},
 		"timeouts":              map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
 		"externalTrafficPolicy": "Cluster",
+		"sourceRanges":          []string{"10.80.0.0/24", "192.0.2.1", "2001:db8::/32"},
 		"maxConnections":        100,
 	})
 	if err != nil {
@@ -148,7 +149,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		t.Errorf("%+v", pod)
 	}
 	want := `{"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999,"sni":30443},` +
-		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"externalTrafficPolicy":"Cluster","timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
+		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"externalTrafficPolicy":"Cluster","sourceRanges":["10.80.0.0/24","192.0.2.1","2001:db8::/32"],"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
 		`"maxConnections":100}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
@@ -168,6 +169,9 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"upstreams": map[string]any{"allow": "10.0.0.0/8"}},
 		{"maxConnections": -1},
 		{"externalTrafficPolicy": "local"},
+		{"sourceRanges": []string{"10.80.0.0/33"}},
+		{"sourceRanges": []string{"hub.example"}},
+		{"sourceRanges": "10.80.0.0/24"},
 	} {
 		if _, _, err := renderProxy(t, parameters); err == nil {
 			t.Errorf("%v was accepted", parameters)

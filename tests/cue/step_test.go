@@ -205,12 +205,13 @@ func TestEveryParameterReachesTheJob(t *testing.T) {
 	run(t, hub, map[string]any{
 		"cluster": "-x", "region": "-r", "kubeconfig": map[string]any{"secret": "s", "key": "k", "context": "c"},
 		"labels":   map[string]any{"region": "east", "example.com/tier": "1"},
-		"nodePort": 30007, "gateway": "g", "allowSecondName": true, "timeout": "90s",
+		"nodePort": 30007, "gateway": "g", "allowSecondName": true, "timeout": "90s", "sourceRanges": []string{"10.0.0.0/8", "192.0.2.1"},
 	})
 	j := createdJob(t, hub)
 	want := []string{
 		"join", "--here", "--region=-r", "--secret=s", "--secret-key=k", "--context=c", "--timeout=90s",
-		"--label=region=east", "--label=example.com/tier=1", "--node-port=30007", "--gateway=g", "--allow-second-name", "--", "-x",
+		"--label=region=east", "--label=example.com/tier=1", "--node-port=30007", "--gateway=g", "--allow-second-name",
+		"--source-range=10.0.0.0/8", "--source-range=192.0.2.1", "--", "-x",
 	}
 	args := j.Spec.Template.Spec.Containers[0].Args
 	if len(args) != len(want) {

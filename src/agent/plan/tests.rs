@@ -3,6 +3,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::model::names::{HubId, Slot};
+use crate::model::sources::SourceRanges;
 
 fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) {
     let route = Route {
@@ -12,6 +13,7 @@ fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) 
         host: host.parse().unwrap(),
         port: 443,
         listen,
+        sources: SourceRanges::EVERYBODY,
         alias: None,
         proven_at: None,
         uid: String::new(),

@@ -123,6 +123,7 @@ const BREAKS: &[(Break, &[&str])] = &[
     (|w| first(w).host = "elsewhere.example".parse().unwrap(), &["the route of business-a in region proxy-east"]),
     (|w| first(w).port = 6443, &["the route of business-a in region proxy-east"]),
     (|w| first(w).listen = 8001, &["the route of business-a in region proxy-east"]),
+    (|w| first(w).sources = "10.0.0.0/8".parse().unwrap(), &["the route of business-a in region proxy-east"]),
     (|w| first(w).alias = None, &["the route of business-a in region proxy-east"]),
     (|w| first(w).proven_at = None, &["the route of business-a in region proxy-east"]),
     (|w| w.east().ports.retain(|_, ports| ports.node != 30000), &["the port of business-a in region proxy-east"]),
@@ -149,7 +150,9 @@ fn what_was_lost_or_bent_comes_back_as_it_was() {
         assert_eq!(world.words(), (vec![], vec![]), "{number}");
         let way = |world: &World| {
             let inside = world.seen.regions[0].inside.as_ref().unwrap();
-            let of = |route: &Route| (route.port_name(), (route.host.clone(), route.port, route.listen, route.alias.clone()));
+            let of = |route: &Route| {
+                (route.port_name(), (route.host.clone(), route.port, route.sources.clone(), route.listen, route.alias.clone()))
+            };
             (inside.ports.clone(), inside.routes.iter().map(of).collect::<BTreeMap<_, _>>())
         };
         assert_eq!(way(&world), way(&before), "{number}");

@@ -42,7 +42,9 @@ fn the_wide_tree() {
     observed.regions.truncate(1);
     observed.clusters.remove(0);
     let stray = route("old", Slot::First, "old.example", 8001);
-    *east(&mut observed) = inside(1, vec![route("business-a", Slot::First, "business-a.example", 8000), stray]);
+    let mut narrow = route("business-a", Slot::First, "business-a.example", 8000);
+    narrow.sources = "10.80.0.10".parse().unwrap();
+    *east(&mut observed) = inside(1, vec![narrow, stray]);
     let last = &mut east(&mut observed).nodes[1];
     (last.ready, last.lacks_proxy) = (false, true);
     let text = tree::render(&Overview::of(&observed, None), true);
@@ -54,7 +56,7 @@ hub 13a420a4  gateway kubevela-cluster-gateway
    │  proxy proxy-1
    │  proxy proxy-2
    │  node port 30085 by TLS name
-   ├─ business-a  node port 30000  to business-a.example:443  applied on 2 of 2  answers in 12 ms  alias business-a.example at 10.0.1.1,10.0.1.2  proven 2026-01-02T03:04:05Z
+   ├─ business-a  node port 30000  to business-a.example:443  applied on 2 of 2  answers in 12 ms  alias business-a.example at 10.0.1.1,10.0.1.2  from 10.80.0.10/32  proven 2026-01-02T03:04:05Z
    └─ old         spare route      to old.example:443         applied on 2 of 2
 
 out of step:

@@ -54,13 +54,26 @@ fn run(progress: &Progress) -> Result<()> {
             lab.publish(&dist)?;
             lab.enable("xregion", &["controller.enabled=true"])?;
             let mut region = site::region("proxy-east");
-            for a in &args { let (k, v) = a.split_once('=').unwrap(); region["spec"]["components"][0]["properties"][k] = v.into(); }
+            for a in &args {
+                let (k, v) = a.split_once('=').unwrap();
+                region["spec"]["components"][0]["properties"][k] = v.into();
+            }
             lab.vela_up(&region)?;
             lab.await_running("region-proxy-east")?;
             let fresh = Fresh::start(&lab, "f", 1)?;
             let took = joins::by_application(&lab, &fresh.names[0])?;
             progress.step(&format!("joined in {took:.1} s"));
-            for cost in failover::measure(&lab, progress, &fresh.names[0])? { println!("{} bound {} {:.1} s {}/{} {}", cost.event, cost.bound, cost.seconds, cost.failed, cost.requests, cost.met()); }
+            for cost in failover::measure(&lab, progress, &fresh.names[0])? {
+                println!(
+                    "{} bound {} {:.1} s {}/{} {}",
+                    cost.event,
+                    cost.bound,
+                    cost.seconds,
+                    cost.failed,
+                    cost.requests,
+                    cost.met()
+                );
+            }
             Ok(())
         });
     }
