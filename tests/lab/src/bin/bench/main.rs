@@ -9,7 +9,6 @@ mod batch;
 mod binary;
 mod by_hand;
 mod drift;
-mod failover;
 mod joins;
 mod report;
 mod route_live;
@@ -48,35 +47,6 @@ fn run(progress: &Progress) -> Result<()> {
     progress.step("clearing the lab of what runs before left");
     clear(&lab)?;
 
-    if std::env::args().any(|a| a == "failover") {
-        let args: Vec<String> = std::env::args().skip(2).collect();
-        return half(&lab, || {
-            lab.publish(&dist)?;
-            lab.enable("xregion", &["controller.enabled=true"])?;
-            let mut region = site::region("proxy-east");
-            for a in &args {
-                let (k, v) = a.split_once('=').unwrap();
-                region["spec"]["components"][0]["properties"][k] = v.into();
-            }
-            lab.vela_up(&region)?;
-            lab.await_running("region-proxy-east")?;
-            let fresh = Fresh::start(&lab, "f", 1)?;
-            let took = joins::by_application(&lab, &fresh.names[0])?;
-            progress.step(&format!("joined in {took:.1} s"));
-            for cost in failover::measure(&lab, progress, &fresh.names[0])? {
-                println!(
-                    "{} bound {} {:.1} s {}/{} {}",
-                    cost.event,
-                    cost.bound,
-                    cost.seconds,
-                    cost.failed,
-                    cost.requests,
-                    cost.met()
-                );
-            }
-            Ok(())
-        });
-    }
     let by_hand = half(&lab, || by_hand(&lab, progress)).context("by hand")?;
     let Ours { joins, unloaded, routes, binary, drift } = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
     let batch = half(&lab, || batch(&lab, progress)).context("batch")?;
