@@ -73,8 +73,9 @@ fuzz: ## random kubeconfigs and routes against the rules, a minute each
 	    --bin $$target -- -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(CARGO_TARGET_DIR)/ $(CARGO_TARGET_DIR)/corpus/$$target fuzz/seeds/$$target || exit 1; \
 	done
 
+# optimized: a client for debugging is slower than the ways that are measured with it
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
-	cargo run --locked -p xregion-lab --bin bench
+	cargo run --locked --release -p xregion-lab --bin bench -- $(PIECES)
 
 lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check
