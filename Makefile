@@ -74,8 +74,9 @@ fuzz: ## random kubeconfigs and routes against the rules, a minute each
 	    --bin $$target -- -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(CARGO_TARGET_DIR)/ $(CARGO_TARGET_DIR)/corpus/$$target fuzz/seeds/$$target || exit 1; \
 	done
 
+# optimized: a client for debugging is slower than the ways that are measured with it
 bench: image addon lab-up ## measure against the article by hand; writes target/bench/report.json (as root)
-	cargo run --locked -p xregion-lab --bin bench
+	cargo run --locked --release -p xregion-lab --bin bench -- $(PIECES)
 
 dashboard: image addon ## docs/dashboard.svg: what the dashboard shows of the lab, by a real Prometheus (as root, about 10 minutes)
 	hack/packages.sh prometheus:prometheus

@@ -24,11 +24,9 @@ where
     F: Future<Output = Result<T>>,
     W: FnOnce() -> F + Send,
 {
-    let path = namespace_path(&namespace(place));
     thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            let entered = File::open(&path).with_context(|| format!("no place {place}; is the lab up?"))?;
-            setns(entered, CloneFlags::CLONE_NEWNET).with_context(|| format!("can't enter {}", path.display()))?;
+            enter(place)?;
             // Whoever was first has chosen; ring is the only one here.
             drop(rustls::crypto::ring::default_provider().install_default());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start a runtime")?;
@@ -39,6 +37,13 @@ where
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Moves this thread into the network namespace of `place`. Sockets it has stay where they were made.
+pub fn enter(place: &str) -> Result<()> {
+    let path = namespace_path(&namespace(place));
+    let entered = File::open(&path).with_context(|| format!("no place {place}; is the lab up?"))?;
+    setns(entered, CloneFlags::CLONE_NEWNET).with_context(|| format!("can't enter {}", path.display()))
 }
 
 /// A client for the kubeconfig in this file. To be made inside a place that reaches its server.

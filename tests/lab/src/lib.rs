@@ -17,6 +17,7 @@ pub mod build;
 mod business;
 mod cluster;
 mod command;
+pub mod compared;
 pub mod dns;
 mod drift;
 mod faults;
@@ -25,6 +26,7 @@ mod kubeconfig;
 mod kubevela;
 mod limits;
 pub mod load;
+mod memory;
 mod net;
 mod node;
 pub mod pki;
@@ -224,7 +226,13 @@ impl Lab {
         inside::in_namespace(&self.place(place)?.name, work)
     }
 
-    /// The same, with a client for the cluster of `place` (the hub's, where there is no own).
+    /// Moves code that runs [`in_namespace`](Self::in_namespace) to another place: the sockets it makes from now on are there, those it
+    /// has stay where they were made. For code that does one thing after another.
+    pub fn enter(&self, place: &str) -> Result<()> {
+        inside::enter(&self.place(place)?.name)
+    }
+
+    /// As [`in_namespace`](Self::in_namespace), with a client for the cluster of `place` (the hub's, where there is no own).
     pub fn with_client<T, F, W>(&self, place: &str, work: W) -> Result<T>
     where
         T: Send,

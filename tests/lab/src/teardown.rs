@@ -90,6 +90,13 @@ pub fn end_processes_at(state: &State, place: &str) -> Result<()> {
     unmount_below(&root)
 }
 
+/// The processes in the networks of a place's pods.
+pub fn processes_in_pods(state: &State, place: &str) -> Result<Vec<i32>> {
+    let root = fs::canonicalize(state.place(place)).unwrap_or_else(|_| state.place(place));
+    let ids: HashSet<u64> = pod_networks(&root)?.iter().filter_map(|path| network_id(path)).collect();
+    Ok(inside_networks(&ids))
+}
+
 /// The identities of the lab's networks: its places' and, mounted below its state, its pods'.
 fn network_ids(root: &Path) -> Result<HashSet<u64>> {
     let mut ids: HashSet<u64> = net::namespaces().iter().filter_map(|name| network_id(&net::namespace_path(name))).collect();

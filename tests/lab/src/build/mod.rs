@@ -26,7 +26,7 @@ use anyhow::{Context, Result};
 
 use crate::progress::Progress;
 use cache::{Cache, Key};
-use components::{ALL, CLUSTER_GATEWAY, COREDNS, KUBERNETES, KUBEVELA, PAUSE};
+use components::{ALL, CLUSTER_GATEWAY, COREDNS, Component, KONNECTIVITY, KUBERNETES, KUBEVELA, PAUSE};
 use golang::Go;
 use host::Need;
 
@@ -97,7 +97,7 @@ pub fn ensure(progress: &Progress) -> Result<Artifacts> {
     packages::ensure_installed(&cache, progress)?;
     let modules: Vec<PathBuf> = ALL.iter().map(|component| component.directory()).collect();
     let go = Go::find(&modules)?;
-    require_room(&go, &cache)?;
+    require_room("building the lab", &ALL, &go, &cache)?;
 
     let pause = PAUSE.ensure(&go, &cache, progress)?.join("pause");
     let cluster_gateway = CLUSTER_GATEWAY.ensure(&go, &cache, progress)?.join("cluster-gateway");
@@ -126,10 +126,37 @@ pub fn ensure(progress: &Progress) -> Result<Artifacts> {
     })
 }
 
+/// What xregion's way into a region is compared with. All paths are absolute.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// Debian's HAProxy.
+    pub haproxy: PathBuf,
+    /// The tunnel's end on the hub.
+    pub tunnel_server: PathBuf,
+    /// The tunnel's end in the region.
+    pub tunnel_agent: PathBuf,
+}
+
+/// Makes sure that what xregion is compared with is there. No lab needs it, so `ensure` leaves it out.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_compared(progress: &Progress) -> Result<Compared> {
+    host::require_root_on_linux()?;
+    let cache = Cache::open(progress)?;
+    packages::ensure_compared(&cache, progress)?;
+    let haproxy = host::find("haproxy", &host::search_path()).context("haproxy was installed and can't be found")?;
+    let go = Go::find(&[KONNECTIVITY.directory()])?;
+    require_room("building the tunnel", &[&KONNECTIVITY], &go, &cache)?;
+    let tunnel = KONNECTIVITY.ensure(&go, &cache, progress)?;
+    let [tunnel_server, tunnel_agent] = ["konnectivity-server", "konnectivity-agent"].map(|file| tunnel.join(file));
+    Ok(Compared { haproxy, tunnel_server, tunnel_agent })
+}
+
 /// Building needs room in Go's caches for each part that isn't built yet.
-fn require_room(go: &Go, cache: &Cache) -> Result<()> {
+fn require_room(what: &str, components: &[&Component], go: &Go, cache: &Cache) -> Result<()> {
     let mut building = 0;
-    for component in ALL {
+    for component in components {
         if !cache.root().join(component.entry(go)?).exists() {
             building += component.gigabytes;
         }
@@ -138,7 +165,7 @@ fn require_room(go: &Go, cache: &Cache) -> Result<()> {
         Need { path: go.build_cache.clone(), gigabytes: building },
         Need { path: cache.root().to_owned(), gigabytes: CACHE_GIGABYTES },
     ];
-    host::require_disk("building the lab", &needs)
+    host::require_disk(what, &needs)
 }
 
 /// `kubectl` and `vela` under their names, for whoever is given a lab's shell.

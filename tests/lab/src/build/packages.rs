@@ -36,10 +36,22 @@ const NEEDED: &[(&str, &str)] = &[
     ("ldd", "libc-bin"),
 ];
 
+/// The same, for what xregion's way is compared with.
+const COMPARED: &[(&str, &str)] = &[("haproxy", "haproxy")];
+
 /// Installs the packages of everything that is missing.
 pub fn ensure_installed(cache: &Cache, progress: &Progress) -> Result<()> {
+    ensure(NEEDED, cache, progress)
+}
+
+/// Installs what xregion's way is compared with, if it is missing.
+pub fn ensure_compared(cache: &Cache, progress: &Progress) -> Result<()> {
+    ensure(COMPARED, cache, progress)
+}
+
+fn ensure(needed: &[(&'static str, &'static str)], cache: &Cache, progress: &Progress) -> Result<()> {
     let places = host::search_path();
-    let packages = missing(|thing| host::find(thing, &places).is_some());
+    let packages = missing(needed, |thing| host::find(thing, &places).is_some());
     if packages.is_empty() {
         return Ok(());
     }
@@ -55,7 +67,7 @@ pub fn ensure_installed(cache: &Cache, progress: &Progress) -> Result<()> {
     let mut install = apt(&["install", "--yes", "--no-install-recommends"]);
     install.args(&packages);
     run_logged(&format!("installing Debian's {names}"), install, &log)?;
-    let still = missing(|thing| host::find(thing, &places).is_some());
+    let still = missing(needed, |thing| host::find(thing, &places).is_some());
     ensure!(
         still.is_empty(),
         "Debian's {} installed but without the files the lab needs: is this a Debian of the last years?",
@@ -71,8 +83,8 @@ fn apt(arguments: &[&str]) -> Command {
     apt
 }
 
-fn missing(there: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let mut packages: Vec<_> = NEEDED.iter().filter(|(thing, _)| !there(thing)).map(|(_, package)| *package).collect();
+fn missing(needed: &[(&'static str, &'static str)], there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> = needed.iter().filter(|(thing, _)| !there(thing)).map(|(_, package)| *package).collect();
     packages.dedup();
     packages
 }
@@ -114,9 +126,9 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_installed_and_once() {
-        assert!(missing(|_| true).is_empty());
-        assert_eq!(missing(|thing| !["containerd", "ctr", "ip"].contains(&thing)), ["containerd", "iproute2"]);
-        assert_eq!(missing(|thing| thing != STREAM_MODULE), ["libnginx-mod-stream"]);
+        assert!(missing(NEEDED, |_| true).is_empty());
+        assert_eq!(missing(NEEDED, |thing| !["containerd", "ctr", "ip"].contains(&thing)), ["containerd", "iproute2"]);
+        assert_eq!(missing(NEEDED, |thing| thing != STREAM_MODULE), ["libnginx-mod-stream"]);
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn leave(lab: &Lab, clusters: &[&String]) -> Result<f64> {
 }
 
 /// The reloads that each proxy tells of in its log; the most of them.
-fn reloads(lab: &Lab, since: Timestamp) -> Result<usize> {
+pub fn reloads(lab: &Lab, since: Timestamp) -> Result<usize> {
     let pods = lab.kubectl(REGION, &["get", "pods", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy", "-o", "name"])?;
     let since = format!("--since-time={since:.0}");
     let counts = pods.lines().map(|pod| {

@@ -1,4 +1,5 @@
-//! `make bench`: xregion against the article's steps by hand, on the lab that is up, in one run of about twenty minutes.
+//! `make bench`: xregion against the article's steps by hand and its way against others, on the lab that is up, in one run of about
+//! twenty-five minutes. A piece of it can be run alone: `bench data-path`.
 //!
 //! It fails when it can't measure, not when a goal is missed. `docs/benchmark.md` says how to read what it prints.
 
@@ -8,19 +9,24 @@
 mod batch;
 mod binary;
 mod by_hand;
+mod churn;
+mod client;
+mod data_path;
 mod drift;
 mod joins;
 mod report;
 mod route_live;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use xregion_lab::Lab;
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
 use xregion_lab::progress::Progress;
 use xregion_lab::site::{self, Dist};
+use xregion_lab::{Lab, build};
 
 use joins::{Fresh, JOINS, Side};
 use report::Report;
@@ -30,8 +36,25 @@ const DRIFTING: usize = 3;
 /// xregion's joins without load.
 const UNLOADED: usize = 2;
 
+/// Measures xregion against the article's steps by hand, and its way against others
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Cli {
+    /// Measure these alone; their figures take the place of those in the report
+    pieces: Vec<Piece>,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Piece {
+    /// The way that requests go, against others
+    DataPath,
+    /// What one route notices of changes of others
+    Churn,
+}
+
 fn main() -> ExitCode {
-    match run(&Progress::new()) {
+    match run(&Cli::parse().pieces, &Progress::new()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -40,29 +63,75 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(progress: &Progress) -> Result<()> {
+fn run(pieces: &[Piece], progress: &Progress) -> Result<()> {
     let dist = Dist::find()?;
     Lab::up(progress)?;
     let lab = Lab::attach()?;
     progress.step("clearing the lab of what runs before left");
     clear(&lab)?;
 
-    let by_hand = half(&lab, || by_hand(&lab, progress)).context("by hand")?;
-    let Ours { joins, unloaded, routes, binary, drift } = half(&lab, || xregion(&lab, &dist, progress)).context("xregion")?;
-    let batch = half(&lab, || batch(&lab, progress)).context("batch")?;
-
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
+    let mut figures = Figures::read(&directory.join("report.json"))?;
+    if pieces.is_empty() {
+        let report = whole(&lab, &dist, &directory, progress)?;
+        figures.take(report.to_json(), &report.to_table());
+    }
+    if pieces.is_empty() || pieces.contains(&Piece::DataPath) {
+        let measured = half(&lab, || data_path(&lab, &dist, progress)).context("data path")?;
+        figures.take(json!({"data_path": measured.to_json()}), &measured.to_table());
+    }
+    if pieces.is_empty() || pieces.contains(&Piece::Churn) {
+        let measured = half(&lab, || churn(&lab, &dist, progress)).context("churn")?;
+        figures.take(json!({"churn": measured.to_json()}), &measured.to_table());
+    }
+    figures.write()?;
+    progress.done("measured");
+    print!("{}", figures.table);
+    println!("everything: {}", figures.file.canonicalize()?.display());
+    Ok(())
+}
+
+/// All but the pieces that can be run alone.
+fn whole(lab: &Lab, dist: &Dist, directory: &Path, progress: &Progress) -> Result<Report> {
+    let by_hand = half(lab, || by_hand(lab, progress)).context("by hand")?;
+    let Ours { joins, unloaded, routes, binary, drift } = half(lab, || xregion(lab, dist, progress)).context("xregion")?;
+    let batch = half(lab, || batch(lab, progress)).context("batch")?;
     // Left there by `make test-faults` and `make test-unit`.
     let counted = |name: &str| fs::read_to_string(directory.join(name)).ok().and_then(|text| serde_json::from_str(&text).ok());
     let (faults, kubeconfigs) = (counted("faults.json"), counted("kubeconfigs.json"));
-    let report = Report { by_hand, xregion: joins, unloaded, routes, binary, drift, batch, faults, kubeconfigs };
-    let file = directory.join("report.json");
-    fs::create_dir_all(&directory)?;
-    fs::write(&file, serde_json::to_vec_pretty(&report.to_json())?)?;
-    progress.done("measured");
-    print!("{}", report.to_table());
-    println!("everything: {}", file.canonicalize()?.display());
-    Ok(())
+    Ok(Report { by_hand, xregion: joins, unloaded, routes, binary, drift, batch, faults, kubeconfigs })
+}
+
+/// The report's file: what was measured before, but for what is measured anew.
+struct Figures {
+    file: PathBuf,
+    all: serde_json::Map<String, Value>,
+    table: String,
+}
+
+impl Figures {
+    fn read(file: &Path) -> Result<Self> {
+        let all = match fs::read(file) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?,
+            Err(_) => serde_json::Map::new(),
+        };
+        Ok(Self { file: file.to_owned(), all, table: String::new() })
+    }
+
+    fn take(&mut self, figures: Value, table: &str) {
+        if let Value::Object(figures) = figures {
+            self.all.extend(figures);
+        }
+        self.table.push_str(table);
+    }
+
+    fn write(&self) -> Result<()> {
+        if let Some(directory) = self.file.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(&self.file, serde_json::to_vec_pretty(&self.all)?)?;
+        Ok(())
+    }
 }
 
 /// What is measured of xregion, but for batches.
@@ -99,10 +168,7 @@ fn by_hand(lab: &Lab, progress: &Progress) -> Result<Side> {
 
 fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<Ours> {
     progress.step("xregion: enabling the addon, placing region east");
-    lab.publish(dist)?;
-    // As users have it, with its controller.
-    lab.enable("xregion", &["controller.enabled=true"])?;
-    place(lab)?;
+    enable(lab, dist)?;
 
     progress.step("xregion: starting business clusters");
     let fresh = Fresh::start(lab, "x", JOINS + UNLOADED + 1)?;
@@ -122,6 +188,13 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<Ours> {
     Ok(Ours { joins, unloaded, routes, binary, drift })
 }
 
+/// As users have it, with its controller.
+fn enable(lab: &Lab, dist: &Dist) -> Result<()> {
+    lab.publish(dist)?;
+    lab.enable("xregion", &["controller.enabled=true"])?;
+    place(lab)
+}
+
 fn place(lab: &Lab) -> Result<()> {
     lab.vela_up(&site::region("proxy-east"))?;
     lab.await_running("region-proxy-east").map(drop)
@@ -132,4 +205,19 @@ fn batch(lab: &Lab, progress: &Progress) -> Result<batch::Measured> {
     place(lab)?;
     let fresh = Fresh::start(lab, "b", batch::CLUSTERS)?;
     batch::measure(lab, progress, &fresh.names)
+}
+
+fn data_path(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<data_path::Measured> {
+    progress.step("data path: enabling the addon, placing region east, starting a business cluster");
+    let compared = build::ensure_compared(progress)?;
+    enable(lab, dist)?;
+    let fresh = Fresh::start(lab, "p", 1)?;
+    data_path::measure(lab, &compared, progress, &fresh.names[0])
+}
+
+fn churn(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<churn::Measured> {
+    progress.step("churn: enabling the addon, placing region east, starting a business cluster");
+    enable(lab, dist)?;
+    let fresh = Fresh::start(lab, "c", 1)?;
+    churn::measure(lab, progress, &fresh.names[0])
 }

@@ -212,7 +212,7 @@ fn burst(burst: &Burst, rollouts: u32) -> Value {
 }
 
 /// The middle sample, or the mean of the two in the middle.
-fn median(samples: &[f64]) -> f64 {
+pub fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     match (sorted.get(sorted.len().saturating_sub(1) / 2), sorted.get(sorted.len() / 2)) {

@@ -1,6 +1,8 @@
 //! How soon a route serves: from its ConfigMap written, as a join writes it, to TLS through every node's port.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,7 @@ use xregion_lab::site::NAMESPACE;
 
 /// The proxy cluster of the region.
 const PROXY: &str = "proxy-east";
-const SERVICE: &str = "cross-region-nginx-proxy-svc";
+pub const SERVICE: &str = "cross-region-nginx-proxy-svc";
 const ROUNDS: u16 = 12;
 /// Beyond those the joins of this run take; node port and port in the pod go together.
 const FIRST_NODE_PORT: u16 = 30060;
@@ -35,18 +37,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Makes routes to a business cluster, one after another; seconds until each served.
 pub fn measure(lab: &Lab, business: &str) -> Result<Vec<f64>> {
-    let hub = lab.kubectl("hub", &["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"])?;
-    let host = lab.cluster(business)?.host().context("the business cluster has no host name")?;
+    one_after_another(lab, &lab.user_kubeconfig(business)?, 0..ROUNDS)
+}
+
+/// Makes routes with these numbers to the API server of a kubeconfig, one after another; seconds until each served. Their ports stay.
+pub fn one_after_another(lab: &Lab, kubeconfig: &str, numbers: Range<u16>) -> Result<Vec<f64>> {
+    let (hub, hub_file) = (hub_uid(lab)?, lab.kubeconfig("hub")?);
     let nodes = lab.cluster(PROXY)?.nodes.iter().map(|node| node.internal_ip).collect::<Vec<_>>();
-    let routes: Vec<Route> = (0..ROUNDS).map(|number| Route::new(number, &hub, &host)).collect();
-    add_ports(lab, &routes)?;
-    let (hub_file, user) = (lab.kubeconfig("hub")?, lab.user_kubeconfig(business)?);
-    let samples = lab.in_namespace("hub", || async move {
-        let mut config = load(Kubeconfig::read_from(hub_file)?).await?;
-        let base = format!("{}apis/cluster.core.oam.dev/v1alpha1/clustergateways/{PROXY}/proxy", config.cluster_url);
-        config.cluster_url = base.parse()?;
-        let maps: Api<ConfigMap> = Api::namespaced(Client::try_from(config)?, NAMESPACE);
-        let tls = Arc::new(load(Kubeconfig::from_yaml(&user)?).await?.rustls_client_config()?);
+    lab.in_namespace("hub", || async move {
+        let config = load(Kubeconfig::from_yaml(kubeconfig)?).await?;
+        let host = config.cluster_url.host().context("the kubeconfig names no host")?.to_ascii_lowercase();
+        let tls = Arc::new(config.rustls_client_config()?);
+        let routes: Vec<Route> = numbers.map(|number| Route::new(number, &hub, &host)).collect();
+        add_ports(lab, &routes)?;
+        let maps: Api<ConfigMap> = Api::namespaced(region_client(&hub_file).await?, NAMESPACE);
         let mut samples = Vec::new();
         for route in &routes {
             let live = route.time(&maps, &nodes, &tls).await;
@@ -56,11 +60,24 @@ pub fn measure(lab: &Lab, business: &str) -> Result<Vec<f64>> {
             removed?;
         }
         Ok(samples)
-    })?;
-    Ok(samples)
+    })
 }
 
-async fn load(kubeconfig: Kubeconfig) -> Result<Config> {
+/// The hub's identity, which routes carry.
+pub fn hub_uid(lab: &Lab) -> Result<String> {
+    lab.kubectl("hub", &["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"])
+}
+
+/// A client of the region's API through the hub's gateway, as joins have it.
+pub async fn region_client(hub: &Path) -> Result<Client> {
+    let mut config = load(Kubeconfig::read_from(hub)?).await?;
+    let base = format!("{}apis/cluster.core.oam.dev/v1alpha1/clustergateways/{PROXY}/proxy", config.cluster_url);
+    config.cluster_url = base.parse()?;
+    Ok(Client::try_from(config)?)
+}
+
+/// What a kubeconfig says, without the machine's proxies.
+pub async fn load(kubeconfig: Kubeconfig) -> Result<Config> {
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
     Ok(config)
@@ -78,17 +95,19 @@ fn add_ports(lab: &Lab, routes: &[Route]) -> Result<()> {
     Ok(())
 }
 
-struct Route {
-    name: String,
-    port_name: String,
-    listen: u16,
-    node_port: u16,
+/// A route and its port, as a join writes them.
+pub struct Route {
+    pub name: String,
+    pub port_name: String,
+    pub listen: u16,
+    pub node_port: u16,
     host: String,
-    map: ConfigMap,
+    pub map: ConfigMap,
 }
 
 impl Route {
-    fn new(number: u16, hub: &str, host: &str) -> Self {
+    /// The `number`th of those that are no cluster's, to this host at port 443.
+    pub fn new(number: u16, hub: &str, host: &str) -> Self {
         let hub8: String = Sha256::digest(hub).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         let cluster = format!("bench-route-{number}");
         let (name, listen) = (format!("xregion-route-{cluster}-{hub8}"), FIRST_LISTEN + number);

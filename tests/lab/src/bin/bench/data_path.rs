@@ -1,0 +1,456 @@
+//! What the way costs that every request goes: the same requests to one API server from inside its region, through xregion's route, and
+//! through what could stand in its place.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use xregion_lab::Lab;
+use xregion_lab::build::Compared;
+use xregion_lab::compared::Ways;
+use xregion_lab::progress::Progress;
+
+use crate::client::{Connection, Door, Server};
+use crate::joins;
+use crate::report::median;
+
+/// The node by which HAProxy and the tunnel enter, and from which the direct requests come. A route's node port is asked there, too, and
+/// leads to either node's proxy.
+const NODE: &str = "proxy-east-1";
+const NODES: [&str; 2] = [NODE, "proxy-east-2"];
+const HUB: &str = "hub";
+
+const ROUNDS: usize = 30;
+/// Requests on the connection of a round, and those before that are not counted.
+const REQUESTS: usize = 200;
+const UNCOUNTED: usize = 20;
+/// Fresh connections in a round.
+const FRESH: usize = 5;
+const LISTS: usize = 7;
+/// 100 ConfigMaps of 1 MB are a LIST of 100 MB.
+const OBJECTS: usize = 100;
+const OBJECT_BYTES: usize = 1_000_000;
+const LIST_PATIENCE: Duration = Duration::from_secs(60);
+const IDLE: usize = 1000;
+/// Connections that are opened at a time.
+const AT_ONCE: usize = 20;
+/// Open files beside the idle connections.
+const OTHER_FILES: u64 = 500;
+const LABEL: &str = "xregion-bench=data-path";
+
+const ADDED_MS: f64 = 0.2;
+const BANDWIDTH: f64 = 0.95;
+const TUNNEL_BANDWIDTH: f64 = 1.5;
+const TUNNEL_TIMES: f64 = 0.8;
+
+/// A way to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// From inside the region.
+    Direct,
+    /// xregion's.
+    Route,
+    /// HAProxy on a proxy node.
+    Haproxy,
+    /// Kubernetes' own tunnel, which cluster-gateway can go through.
+    Tunnel,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [Self::Direct, Self::Route, Self::Haproxy, Self::Tunnel];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Route => "route",
+            Self::Haproxy => "haproxy",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// The figures of one way, round by round: round `n` of each came one after another.
+#[derive(Clone, Debug, Default)]
+struct Figures {
+    /// Milliseconds of a GET on a connection that is open.
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    /// Milliseconds of a connection and the first GET on it.
+    fresh: Vec<f64>,
+    /// MB/s of the LIST.
+    list: Vec<f64>,
+    /// MiB resident before the idle connections, and with them; not of the direct way.
+    idle: Option<(f64, f64)>,
+}
+
+/// What was measured, in the order of [`Way::ALL`].
+#[derive(Default)]
+pub struct Measured([Figures; 4]);
+
+/// A way that can be gone.
+struct Road {
+    place: &'static str,
+    door: Door,
+}
+
+/// Measures, with a cluster of region east that is not joined.
+pub fn measure(lab: &Lab, compared: &Compared, progress: &Progress, cluster: &str) -> Result<Measured> {
+    allow_files(IDLE as u64 + OTHER_FILES)?;
+    joins::by_application(lab, cluster)?;
+    let business = lab.cluster(cluster)?;
+    let route = Door::of_route(lab, NODE, cluster)?;
+    let api = SocketAddr::new(business.address.into(), business.port);
+    let ways = Ways::start(lab, compared, NODE, api)?;
+    let roads = Way::ALL.map(|way| match way {
+        Way::Direct => Road { place: NODE, door: Door::Tcp(api) },
+        Way::Route => Road { place: HUB, door: route.clone() },
+        Way::Haproxy => Road { place: HUB, door: Door::Tcp(ways.haproxy()) },
+        Way::Tunnel => Road { place: HUB, door: Door::Connect(ways.tunnel(), api) },
+    });
+    let kubeconfig = lab.user_kubeconfig(cluster)?;
+    progress.step(&format!("  a LIST of {OBJECTS} MB is made"));
+    let filled = lab.with_client(cluster, fill);
+    let measured = filled.and_then(|()| {
+        lab.in_namespace(HUB, || async {
+            let compared = Comparison { lab, ways: &ways, server: Server::of(&kubeconfig).await?, roads };
+            compared.run(progress).await
+        })
+    });
+    lab.with_client(cluster, empty)?;
+    measured
+}
+
+/// The API server, and the ways to it.
+struct Comparison<'a> {
+    lab: &'a Lab,
+    ways: &'a Ways<'a>,
+    server: Server,
+    roads: [Road; 4],
+}
+
+impl Comparison<'_> {
+    async fn run(&self, progress: &Progress) -> Result<Measured> {
+        let mut measured = Measured::default();
+        progress.step(&format!("  {ROUNDS} rounds of {REQUESTS} small requests each way"));
+        for round in 0..ROUNDS {
+            for way in in_turn(round) {
+                self.requests(way, &mut measured.0[way as usize]).await.with_context(|| way.name())?;
+            }
+        }
+        progress.step(&format!("  {LISTS} LISTs each way"));
+        // The first one is read from the store, and is for nobody.
+        self.list(Way::Direct).await?;
+        for round in 0..LISTS {
+            for way in in_turn(round) {
+                measured.0[way as usize].list.push(self.list(way).await.with_context(|| way.name())?);
+            }
+        }
+        progress.step(&format!("  {IDLE} idle connections each way"));
+        for way in Way::ALL {
+            measured.0[way as usize].idle = self.idle(way).await.with_context(|| way.name())?;
+        }
+        Ok(measured)
+    }
+
+    /// Goes to where a way starts.
+    fn enter(&self, way: Way) -> Result<&Door> {
+        let Road { place, door } = &self.roads[way as usize];
+        self.lab.enter(place)?;
+        Ok(door)
+    }
+
+    async fn requests(&self, way: Way, figures: &mut Figures) -> Result<()> {
+        // A new one each round: a route's node port leads to either proxy.
+        let door = self.enter(way)?;
+        let mut connection = self.server.connect(door).await?;
+        let mut samples = Vec::with_capacity(REQUESTS);
+        for number in 0..UNCOUNTED + REQUESTS {
+            let sent = Instant::now();
+            connection.version().await?;
+            if number >= UNCOUNTED {
+                samples.push(milliseconds(sent));
+            }
+        }
+        figures.p50.push(median(&samples));
+        figures.p99.push(percentile(&samples, 99));
+        let mut fresh = Vec::with_capacity(FRESH);
+        for _ in 0..FRESH {
+            let begun = Instant::now();
+            self.server.connect(door).await?.version().await?;
+            fresh.push(milliseconds(begun));
+        }
+        figures.fresh.push(median(&fresh));
+        Ok(())
+    }
+
+    /// MB/s of one LIST, from the request to its last byte.
+    async fn list(&self, way: Way) -> Result<f64> {
+        let mut connection = self.server.connect(self.enter(way)?).await?;
+        // From the API server's cache, so that it is not the store that is measured.
+        let path = format!("/api/v1/namespaces/default/configmaps?labelSelector={}&resourceVersion=0", LABEL.replace('=', "%3D"));
+        let begun = Instant::now();
+        let length = timeout(LIST_PATIENCE, connection.read(&path)).await.context("the LIST has not ended in time")??;
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(length > OBJECTS * OBJECT_BYTES, "the LIST has {length} bytes");
+        Ok(length as f64 / 1e6 / seconds)
+    }
+
+    /// MiB before and with idle connections.
+    async fn idle(&self, way: Way) -> Result<Option<(f64, f64)>> {
+        let Some(before) = self.resident(way)? else { return Ok(None) };
+        let door = self.enter(way)?;
+        let mut open: Vec<Connection> = Vec::with_capacity(IDLE);
+        while open.len() < IDLE {
+            let connecting = (0..AT_ONCE).map(|_| async {
+                let mut connection = self.server.connect(door).await?;
+                connection.version().await?;
+                anyhow::Ok(connection)
+            });
+            open.extend(try_join_all(connecting).await?);
+        }
+        let after = self.resident(way)?;
+        for connection in &mut open {
+            connection.version().await.context("an idle connection was closed")?;
+        }
+        Ok(after.map(|after| (before, after)))
+    }
+
+    fn resident(&self, way: Way) -> Result<Option<f64>> {
+        let bytes = match way {
+            Way::Direct => return Ok(None),
+            Way::Route => {
+                let workers = NODES.map(|node| self.lab.resident_in_pods(node, |command| command.starts_with("nginx: worker")));
+                workers.into_iter().sum::<Result<u64>>()?
+            }
+            Way::Haproxy => self.ways.haproxy_memory(),
+            Way::Tunnel => self.ways.tunnel_memory(),
+        };
+        Ok(Some(bytes as f64 / 1024.0 / 1024.0))
+    }
+}
+
+/// The ways in the order of a round: each comes first as often as any other, and after any other.
+fn in_turn(round: usize) -> [Way; 4] {
+    let mut ways = Way::ALL;
+    ways.rotate_left(round % Way::ALL.len());
+    if round / Way::ALL.len() % 2 == 1 {
+        ways.reverse();
+    }
+    ways
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// A hundredth part of samples is above: of an ordered list, the one that `percent` of a hundred are not above.
+fn percentile(samples: &[f64], percent: usize) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
+async fn fill(client: kube::Client) -> Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    let (key, value) = LABEL.split_once('=').unwrap_or((LABEL, ""));
+    let text = "x".repeat(OBJECT_BYTES);
+    let create = |number: usize| {
+        let mut map = ConfigMap::default();
+        map.metadata.name = Some(format!("bench-{number}"));
+        map.metadata.labels = Some([(key.to_owned(), value.to_owned())].into());
+        map.data = Some([("text".to_owned(), text.clone())].into());
+        let maps = maps.clone();
+        async move { maps.create(&PostParams::default(), &map).await.map(drop) }
+    };
+    futures::stream::iter(0..OBJECTS).map(create).buffer_unordered(2).try_collect::<()>().await?;
+    Ok(())
+}
+
+async fn empty(client: kube::Client) -> Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    maps.delete_collection(&DeleteParams::default(), &ListParams::default().labels(LABEL)).await?;
+    Ok(())
+}
+
+/// Raises the open files this process may have, within what it may raise by itself.
+fn allow_files(needed: u64) -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(hard >= needed, "{needed} files have to be open at once, and {hard} may be: raise ulimit -Hn");
+    if soft < needed {
+        setrlimit(Resource::RLIMIT_NOFILE, needed, hard)?;
+    }
+    Ok(())
+}
+
+impl Measured {
+    fn of(&self, way: Way) -> &Figures {
+        &self.0[way as usize]
+    }
+
+    /// The median over rounds of what `compare` says of the route and another way in the same round.
+    fn beside(&self, other: Way, samples: impl Fn(&Figures) -> &Vec<f64>, compare: impl Fn(f64, f64) -> f64) -> f64 {
+        let (ours, theirs) = (samples(self.of(Way::Route)), samples(self.of(other)));
+        median(&ours.iter().zip(theirs).map(|(&ours, &theirs)| compare(ours, theirs)).collect::<Vec<_>>())
+    }
+
+    fn added_ms(&self) -> f64 {
+        self.beside(Way::Direct, |figures| &figures.p50, |ours, theirs| ours - theirs)
+    }
+
+    fn bandwidth(&self, other: Way) -> f64 {
+        self.beside(other, |figures| &figures.list, |ours, theirs| ours / theirs)
+    }
+
+    fn times_of_tunnel(&self) -> f64 {
+        self.beside(Way::Tunnel, |figures| &figures.p50, |ours, theirs| ours / theirs)
+    }
+
+    fn fresh_of_tunnel(&self) -> f64 {
+        self.beside(Way::Tunnel, |figures| &figures.fresh, |ours, theirs| ours / theirs)
+    }
+
+    fn added_met(&self) -> bool {
+        self.added_ms() <= ADDED_MS
+    }
+
+    fn bandwidth_met(&self) -> bool {
+        self.bandwidth(Way::Direct) >= BANDWIDTH
+    }
+
+    fn tunnel_met(&self) -> bool {
+        self.bandwidth(Way::Tunnel) >= TUNNEL_BANDWIDTH && self.times_of_tunnel() <= TUNNEL_TIMES
+    }
+
+    /// Everything, the figures of each round included.
+    pub fn to_json(&self) -> Value {
+        let way = |way: Way| {
+            let Figures { p50, p99, fresh, list, idle } = self.of(way);
+            let mut figures = json!({
+                "p50_ms": median(p50),
+                "p99_ms": median(p99),
+                "fresh_p50_ms": median(fresh),
+                "list_mb_s": median(list),
+                "rounds": {"p50_ms": p50, "p99_ms": p99, "fresh_p50_ms": fresh, "list_mb_s": list},
+            });
+            if let Some((before, with)) = idle {
+                figures["idle_rss_mb"] = json!(with);
+                figures["idle_rss_before_mb"] = json!(before);
+            }
+            if way == Way::Route {
+                figures["added_p50_ms"] = json!(self.added_ms());
+                figures["bandwidth_ratio"] = json!(self.bandwidth(Way::Direct));
+                figures["tunnel_bandwidth_ratio"] = json!(self.bandwidth(Way::Tunnel));
+                figures["tunnel_p50_ratio"] = json!(self.times_of_tunnel());
+                figures["tunnel_fresh_ratio"] = json!(self.fresh_of_tunnel());
+                figures["goal"] = json!({
+                    "added_p50_ms_at_most": ADDED_MS,
+                    "bandwidth_ratio_at_least": BANDWIDTH,
+                    "tunnel_bandwidth_ratio_at_least": TUNNEL_BANDWIDTH,
+                    "tunnel_p50_ratio_at_most": TUNNEL_TIMES,
+                    "met": self.added_met() && self.bandwidth_met() && self.tunnel_met(),
+                });
+            }
+            (way.name().to_owned(), figures)
+        };
+        Value::Object(Way::ALL.into_iter().map(way).collect())
+    }
+
+    /// For people.
+    pub fn to_table(&self) -> String {
+        let mut table = String::new();
+        let mut row = |what: &str, cells: [String; 4]| {
+            // Writing to a String can't fail.
+            let _ = writeln!(table, "{what:<34}{:>10}{:>10}{:>10}{:>10}", cells[0], cells[1], cells[2], cells[3]);
+        };
+        let each = |samples: &dyn Fn(&Figures) -> &Vec<f64>, digits: usize| {
+            Way::ALL.map(|way| format!("{:.digits$}", median(samples(self.of(way)))))
+        };
+        row("data path", Way::ALL.map(|way| way.name().to_owned()));
+        row("  request, p50, ms", each(&|figures| &figures.p50, 3));
+        row("  request, p99, ms", each(&|figures| &figures.p99, 3));
+        row("  fresh connection, p50, ms", each(&|figures| &figures.fresh, 2));
+        row(&format!("  LIST of {OBJECTS} MB, MB/s"), each(&|figures| &figures.list, 0));
+        let idle = |figures: &Figures| figures.idle.map_or_else(|| "-".to_owned(), |(_, with)| format!("{with:.1}"));
+        row(&format!("  memory, {IDLE} idle, MiB"), Way::ALL.map(|way| idle(self.of(way))));
+        let mut goal = |what: &str, value: String, goal: String, met: bool| {
+            let _ = writeln!(table, "{what:<34}{value:>18}{:>18}  {goal:<24}{}", "", if met { "met" } else { "MISSED" });
+        };
+        let (added, direct) = (self.added_ms(), self.bandwidth(Way::Direct));
+        goal("  route adds, p50", format!("{added:.3} ms"), format!("<= {ADDED_MS} ms"), self.added_met());
+        goal(
+            "  bandwidth of direct",
+            format!("{:.0} %", direct * 100.0),
+            format!(">= {:.0} %", BANDWIDTH * 100.0),
+            self.bandwidth_met(),
+        );
+        let (bandwidth, times) = (self.bandwidth(Way::Tunnel), self.times_of_tunnel());
+        goal(
+            "  bandwidth, times of the tunnel",
+            format!("{bandwidth:.2}x, {times:.2}x"),
+            format!(">= {TUNNEL_BANDWIDTH}x, <= {TUNNEL_TIMES}x"),
+            self.tunnel_met(),
+        );
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn figures(p50: f64, list: f64) -> Figures {
+        Figures { p50: vec![p50, p50 + 1.0], p99: vec![p50], fresh: vec![p50], list: vec![list], idle: Some((1.0, 2.0)) }
+    }
+
+    fn measured() -> Measured {
+        Measured([figures(0.7, 100.0), figures(0.8, 97.0), figures(0.8, 97.0), figures(1.2, 60.0)])
+    }
+
+    #[test]
+    fn each_way_comes_first_as_often_as_any_other() {
+        let firsts: HashSet<usize> = (0..4).map(|round| in_turn(round)[0] as usize).collect();
+        assert_eq!(firsts.len(), 4);
+        assert_ne!(in_turn(0)[1], in_turn(7)[1], "and after another one than the last time");
+        assert_eq!(in_turn(0)[0], in_turn(7)[0]);
+    }
+
+    #[test]
+    fn percentiles() {
+        let samples: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(percentile(&samples, 99).to_string(), "199");
+        assert!(percentile(&[], 99).is_nan());
+    }
+
+    #[test]
+    fn the_report_has_the_keys_that_are_promised() {
+        let json = measured().to_json();
+        for way in ["direct", "route", "haproxy", "tunnel"] {
+            for key in ["p50_ms", "p99_ms", "fresh_p50_ms", "list_mb_s"] {
+                assert!(json[way][key].is_number(), "{way} {key}");
+            }
+        }
+        for key in ["idle_rss_mb", "added_p50_ms", "bandwidth_ratio"] {
+            assert!(json["route"][key].is_number(), "{key}");
+        }
+        assert_eq!(json["route"]["goal"]["met"], true);
+    }
+
+    #[test]
+    fn a_goal_that_is_missed_is_told() {
+        let mut measured = measured();
+        measured.0[Way::Route as usize] = figures(1.0, 90.0);
+        assert!(!measured.added_met() && !measured.bandwidth_met() && !measured.tunnel_met());
+        assert_eq!(measured.to_table().matches("MISSED").count(), 3);
+    }
+}
