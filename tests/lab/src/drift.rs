@@ -103,6 +103,16 @@ impl Lab {
         Ok(addresses)
     }
 
+    /// The addresses that the gateway's host aliases name.
+    ///
+    /// # Errors
+    /// When the Deployment can't be read.
+    pub fn gateway_addresses(&self) -> Result<Vec<String>> {
+        let path = "jsonpath={.spec.template.spec.hostAliases[*].ip}";
+        let found = self.kubectl("hub", &["get", "deployment", GATEWAY, "-n", NAMESPACE, "-o", path])?;
+        Ok(found.split_whitespace().map(str::to_owned).collect())
+    }
+
     /// The nodes that those Services lead to, once for each EndpointSlice.
     ///
     /// # Errors

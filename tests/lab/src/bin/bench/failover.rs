@@ -1,15 +1,19 @@
 //! What a region loses when a proxy or a node of it ends or is replaced: requests that fail, and for how long.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use xregion_lab::load::{Load, Outcome};
 use xregion_lab::progress::Progress;
-use xregion_lab::site::NAMESPACE;
+use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 use xregion_lab::{Lab, wait};
 
 const REGION: &str = "proxy-east";
+const SERVICE: &str = "cross-region-nginx-proxy-svc";
 /// For how long requests are counted after the event: what a dead connection costs shows within a minute.
 const AFTERWARDS: Duration = Duration::from_secs(30);
 const READY: Duration = Duration::from_secs(120);
@@ -26,6 +30,8 @@ pub struct Cost {
     pub failed: usize,
     /// Requests sent.
     pub requests: usize,
+    /// Seconds that the slowest answered request took.
+    pub slowest: f64,
 }
 
 impl Cost {
@@ -46,6 +52,8 @@ struct Event {
 const PROXIES: &[&str] = &["-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy"];
 const DEPLOYMENT: &[&str] = &["deployment", "xregion-proxy", "-n", NAMESPACE];
 
+/// How many of the events every way goes through.
+const COMPARED: usize = 3;
 const EVENTS: &[Event] = &[
     Event {
         name: "proxy_killed",
@@ -57,6 +65,8 @@ const EVENTS: &[Event] = &[
         },
         mended: |_, _| Ok(()),
     },
+    Event { name: "node_black_holed", bound: 10.0, happens: Lab::blackhole, mended: Lab::unblackhole },
+    Event { name: "node_killed", bound: 10.0, happens: Lab::kill_node, mended: Lab::start_node },
     Event {
         name: "proxy_pod_deleted_by_force",
         bound: 1.0,
@@ -66,8 +76,6 @@ const EVENTS: &[Event] = &[
         },
         mended: |_, _| Ok(()),
     },
-    Event { name: "node_black_holed", bound: 10.0, happens: Lab::blackhole, mended: Lab::unblackhole },
-    Event { name: "node_killed", bound: 10.0, happens: Lab::kill_node, mended: Lab::start_node },
     Event {
         name: "rolling_update",
         bound: 0.0,
@@ -89,11 +97,97 @@ fn kubectl(lab: &Lab, args: &[&str]) -> Result<()> {
     lab.kubectl(REGION, args).map(drop)
 }
 
-/// Lets every event happen, under requests to a cluster of the region.
-pub fn measure(lab: &Lab, progress: &Progress, cluster: &str) -> Result<Vec<Cost>> {
+/// A way into the region, and what is let happen to it.
+struct Way {
+    name: &'static str,
+    /// The addon's parameter of that name.
+    host_aliases: &'static str,
+    /// The region's.
+    external_traffic_policy: &'static str,
+    events: &'static [Event],
+}
+
+/// xregion's, the same with Kubernetes' default policy, and the article's: the nodes themselves in the gateway's hosts file.
+const WAYS: [Way; 3] = [
+    Way { name: "services", host_aliases: "services", external_traffic_policy: "Local", events: EVENTS },
+    Way {
+        name: "services_cluster",
+        host_aliases: "services",
+        external_traffic_policy: "Cluster",
+        events: EVENTS.split_at(COMPARED).0,
+    },
+    Way { name: "nodes", host_aliases: "nodes", external_traffic_policy: "Cluster", events: EVENTS.split_at(COMPARED).0 },
+];
+
+/// What was measured: of each way, what every event cost.
+pub struct Measured(Vec<(&'static str, Vec<Cost>)>);
+
+/// Lets every event happen to every way, under requests to a cluster of the region.
+pub fn measure(lab: &Lab, progress: &Progress, cluster: &str) -> Result<Measured> {
     let region = lab.cluster(REGION)?;
     let node = region.nodes.iter().find(|node| node.place != region.home).context("the region has one node only")?;
-    EVENTS.iter().map(|event| one(lab, progress, cluster, event, &node.place.name)).collect()
+    let of = |way: &Way| -> Result<_> {
+        progress.step(&format!("failover: {}", way.name));
+        let host_aliases = format!("hostAliases={}", way.host_aliases);
+        lab.vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &host_aliases])?;
+        let mut region = site::region(REGION);
+        region["spec"]["components"][0]["properties"]["externalTrafficPolicy"] = way.external_traffic_policy.into();
+        lab.vela_up(&region)?;
+        lab.await_running("region-proxy-east")?;
+        settled(lab, way)?;
+        let costs = way.events.iter().map(|event| one(lab, progress, cluster, event, &node.place.name)).collect::<Result<_>>()?;
+        Ok((way.name, costs))
+    };
+    WAYS.iter().map(of).collect::<Result<_>>().map(Measured)
+}
+
+/// Waits until the controller has led the names, and the region's Service, as is asked.
+fn settled(lab: &Lab, way: &Way) -> Result<()> {
+    wait::until("the way into the region as asked", READY, || {
+        let policy = ["get", "service", SERVICE, "-n", NAMESPACE, "-o", "jsonpath={.spec.externalTrafficPolicy}"];
+        let policy = lab.kubectl(REGION, &policy)?;
+        ensure!(policy == way.external_traffic_policy, "the Service's policy is {policy}");
+        let led: BTreeSet<String> = lab.gateway_addresses()?.into_iter().collect();
+        let entries: BTreeSet<String> = lab.entry_addresses(REGION)?.into_iter().collect();
+        let by_services = !led.is_empty() && led.is_subset(&entries);
+        ensure!(by_services == (way.host_aliases == "services"), "the names lead to {led:?}");
+        Ok(())
+    })?;
+    lab.kubectl("hub", &["rollout", "status", "deployment", GATEWAY, "-n", NAMESPACE, "--timeout=120s"]).map(drop)
+}
+
+impl Measured {
+    /// Everything, by ways and events.
+    pub fn to_json(&self) -> Value {
+        let cost = |cost: &Cost| {
+            let Cost { seconds, failed, requests, slowest, bound, .. } = cost;
+            let figures = json!({
+                "seconds": seconds, "failed": failed, "requests": requests, "slowest_s": slowest,
+                "goal": {"seconds_at_most": bound, "met": cost.met()},
+            });
+            (cost.event.to_owned(), figures)
+        };
+        let way = |(name, costs): &(&str, Vec<Cost>)| ((*name).to_owned(), costs.iter().map(cost).collect::<Value>());
+        self.0.iter().map(way).collect()
+    }
+
+    /// For people.
+    pub fn to_table(&self) -> String {
+        let mut table = String::new();
+        for (way, costs) in &self.0 {
+            for cost in costs {
+                let goal = if cost.bound == 0.0 { "0 failed".to_owned() } else { format!("{:.0} s at most", cost.bound) };
+                let value = format!("{:.1} s, {} of {}", cost.seconds, cost.failed, cost.requests);
+                // Goals are xregion's; the others are there to be compared.
+                let met = if cost.met() { "met" } else { "MISSED" };
+                let (goal, met) = if *way == WAYS[0].name { (goal.as_str(), met) } else { ("", "") };
+                let line = format!("{:<42}{value:>28}  {goal:<24}{met}", format!("failover, {way}, {}", cost.event));
+                // Writing to a String can't fail.
+                let _ = writeln!(table, "{}", line.trim_end());
+            }
+        }
+        table
+    }
 }
 
 fn one(lab: &Lab, progress: &Progress, cluster: &str, event: &Event, node: &str) -> Result<Cost> {
@@ -116,7 +210,14 @@ fn one(lab: &Lab, progress: &Progress, cluster: &str, event: &Event, node: &str)
 fn cost(event: &Event, at: Duration, outcome: &Outcome) -> Cost {
     let last = outcome.failures.iter().map(|failure| failure.at).max();
     let seconds = last.map_or(0.0, |last| last.saturating_sub(at).as_secs_f64());
-    Cost { event: event.name, bound: event.bound, seconds, failed: outcome.failed, requests: outcome.requests }
+    Cost {
+        event: event.name,
+        bound: event.bound,
+        seconds,
+        failed: outcome.failed,
+        requests: outcome.requests,
+        slowest: outcome.slowest.as_secs_f64(),
+    }
 }
 
 /// Waits until there is a ready proxy on every node, and the hub leads to both.
@@ -132,12 +233,12 @@ fn spread(lab: &Lab, node: &str) -> Result<()> {
     }
     kubectl(lab, &[&["rollout", "status", "--timeout=120s"], DEPLOYMENT].concat())?;
     wait::until("a proxy on every node, and the hub's Services leading to both", READY, || {
-        let nodes: std::collections::BTreeSet<String> = on()?.split_whitespace().map(str::to_owned).collect();
-        anyhow::ensure!(nodes.len() == 2, "proxies on {nodes:?}");
+        let nodes: BTreeSet<String> = on()?.split_whitespace().map(str::to_owned).collect();
+        ensure!(nodes.len() == 2, "proxies on {nodes:?}");
         let mut led = lab.entry_nodes(REGION)?;
         led.sort_unstable();
         led.dedup();
-        anyhow::ensure!(led.is_empty() || led.len() == 2, "the hub leads to {led:?}");
+        ensure!(led.is_empty() || led.len() == 2, "the hub leads to {led:?}");
         Ok(())
     })
 }

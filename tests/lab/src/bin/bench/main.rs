@@ -13,6 +13,7 @@ mod churn;
 mod client;
 mod data_path;
 mod drift;
+mod failover;
 mod joins;
 mod report;
 mod route_live;
@@ -51,6 +52,8 @@ enum Piece {
     DataPath,
     /// What one route notices of changes of others
     Churn,
+    /// What it costs when a proxy or a node ends
+    Failover,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +86,10 @@ fn run(pieces: &[Piece], progress: &Progress) -> Result<()> {
     if pieces.is_empty() || pieces.contains(&Piece::Churn) {
         let measured = half(&lab, || churn(&lab, &dist, progress)).context("churn")?;
         figures.take(json!({"churn": measured.to_json()}), &measured.to_table());
+    }
+    if pieces.is_empty() || pieces.contains(&Piece::Failover) {
+        let measured = half(&lab, || failover(&lab, &dist, progress)).context("failover")?;
+        figures.take(json!({"failover": measured.to_json()}), &measured.to_table());
     }
     figures.write()?;
     progress.done("measured");
@@ -220,4 +227,15 @@ fn churn(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<churn::Measured>
     enable(lab, dist)?;
     let fresh = Fresh::start(lab, "c", 1)?;
     churn::measure(lab, progress, &fresh.names[0])
+}
+
+fn failover(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<failover::Measured> {
+    progress.step("failover: enabling the addon, placing region east, joining a business cluster");
+    enable(lab, dist)?;
+    let fresh = Fresh::start(lab, "f", 1)?;
+    joins::by_application(lab, &fresh.names[0])?;
+    let measured = failover::measure(lab, progress, &fresh.names[0]);
+    // Whatever became of it, the next piece finds the addon as users have it.
+    publish(lab, dist)?;
+    measured
 }
