@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
-use crate::model::region::{SNI_LISTEN, TrafficPolicy};
+use crate::model::region::{SNI_LISTEN, SNI_PORT, TrafficPolicy};
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -328,9 +328,12 @@ fn local(mut region: Region) -> Region {
 #[tokio::test]
 async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_are() {
     let mine = ports::entry("a", Ports { listen: 8001, node: 30001 });
-    let there = || (Method::GET, 200, service("1", &[foreign(), mine.clone()]));
-    let want =
-        json!({"metadata": {"resourceVersion": "1"}, "spec": {"ports": [foreign(), mine], "externalTrafficPolicy": "Local"}});
+    let own = ports::entry(SNI_PORT, Ports { listen: SNI_LISTEN, node: 30003 });
+    let there = || (Method::GET, 200, service("1", &[foreign(), mine.clone(), own.clone()]));
+    let want = json!({
+        "metadata": {"resourceVersion": "1"},
+        "spec": {"ports": [foreign(), mine, own], "externalTrafficPolicy": "Local"},
+    });
 
     let (ports, sent) = scenario(
         async |region| local(region).take_ports("a", None).await,
