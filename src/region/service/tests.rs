@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
-use crate::model::region::{SNI_LISTEN, SNI_PORT, TrafficPolicy};
+use crate::model::region::{SNI_LISTEN, TrafficPolicy};
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
