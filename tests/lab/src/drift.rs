@@ -103,6 +103,15 @@ impl Lab {
         Ok(addresses)
     }
 
+    /// Deletes the hub's Services that lead to a region.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn lose_entries(&self, region: &str) -> Result<()> {
+        let label = format!("xregion.oam.dev/region={region}");
+        self.kubectl("hub", &["delete", "services", "-n", ENTRIES, "-l", &label]).map(drop)
+    }
+
     /// The addresses that the gateway's host aliases name.
     ///
     /// # Errors

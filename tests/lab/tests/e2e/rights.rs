@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use xregion_lab::Lab;
-use xregion_lab::site::NAMESPACE;
+use xregion_lab::site::{ENTRIES, NAMESPACE};
 
 use super::fixture::{fresh, joined, lab};
 use super::laptop::xregion;
@@ -13,18 +13,19 @@ const ELSEWHERE: &str = "managedclusters";
 
 struct Role {
     kind: &'static str,
+    namespace: &'static str,
     whole: Value,
 }
 
 impl Role {
-    fn read(lab: &Lab, kind: &'static str) -> Self {
-        let text = lab.kubectl("hub", &["get", kind, "xregion", "-n", NAMESPACE, "-o", "json"]).unwrap();
+    fn read(lab: &Lab, kind: &'static str, namespace: &'static str) -> Self {
+        let text = lab.kubectl("hub", &["get", kind, "xregion", "-n", namespace, "-o", "json"]).unwrap();
         let mut whole: Value = serde_json::from_str(&text).unwrap();
         whole["metadata"]
             .as_object_mut()
             .unwrap()
             .retain(|key, _| ["name", "namespace", "labels", "annotations"].contains(&key.as_str()));
-        Self { kind, whole }
+        Self { kind, namespace, whole }
     }
 
     fn rules(&self) -> &Vec<Value> {
@@ -33,7 +34,7 @@ impl Role {
 
     fn write(&self, rules: &[Value]) {
         let patch = json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
-        lab().kubectl("hub", &["patch", self.kind, "xregion", "-n", NAMESPACE, "--type=json", "-p", &patch]).unwrap();
+        lab().kubectl("hub", &["patch", self.kind, "xregion", "-n", self.namespace, "--type=json", "-p", &patch]).unwrap();
     }
 }
 
@@ -58,7 +59,7 @@ fn every_rule_is_needed() {
     assert_eq!(there_and_back(&spec.name, kubeconfig), None);
 
     let mut unneeded = Vec::new();
-    for role in [Role::read(lab, "role"), Role::read(lab, "clusterrole")] {
+    for role in [Role::read(lab, "role", NAMESPACE), Role::read(lab, "role", ENTRIES), Role::read(lab, "clusterrole", NAMESPACE)] {
         for (number, rule) in role.rules().iter().enumerate() {
             let mut rules = role.rules().clone();
             rules.remove(number);
