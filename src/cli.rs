@@ -16,6 +16,7 @@ use crate::hub::progress::Place;
 use crate::join::{Member, Source};
 use crate::model::labels::Label;
 use crate::model::names::{ClusterName, ObjectName, SecretName};
+use crate::model::route::Mode;
 
 /// Kubernetes makes no token for less.
 const TOKEN_MINIMUM: Duration = Duration::from_secs(600);
@@ -123,6 +124,10 @@ pub struct JoinArgs {
     /// The node port in the region, if not the next free one.
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
+    /// By what the region tells its connections from others': port (a node port for the cluster) or sni (the TLS name, on the node port
+    /// that the region's clusters share).
+    #[arg(long, value_name = "MODE", default_value_t)]
+    pub mode: Mode,
     /// Join a cluster that is joined already under another name.
     #[arg(long)]
     pub allow_second_name: bool,
@@ -285,6 +290,8 @@ pub struct MemberArg {
     pub labels: Vec<Label>,
     /// Its node port.
     pub node_port: Option<u16>,
+    /// By what its region tells it from others.
+    pub mode: Mode,
     /// Whether it may be joined although it has another name already.
     pub allow_second_name: bool,
     /// Whether it may take the name over from another cluster.
@@ -339,6 +346,7 @@ struct RawMember {
     #[serde(default)]
     labels: BTreeMap<String, String>,
     node_port: Option<u16>,
+    mode: Option<String>,
     #[serde(default)]
     allow_second_name: bool,
     #[serde(default)]
@@ -355,6 +363,7 @@ impl RawMember {
             context: self.context,
             labels: self.labels.iter().map(|(k, v)| format!("{k}={v}").parse()).collect::<Result<_, _>>()?,
             node_port: self.node_port,
+            mode: self.mode.as_deref().map_or(Ok(Mode::Port), str::parse)?,
             allow_second_name: self.allow_second_name,
             replace: self.replace,
         })
@@ -384,9 +393,9 @@ impl FromStr for MemberArg {
 
 impl From<MemberArg> for Member {
     fn from(arg: MemberArg) -> Self {
-        let MemberArg { cluster, region, secret, key, context, labels, node_port, allow_second_name, replace } = arg;
+        let MemberArg { cluster, region, secret, key, context, labels, node_port, mode, allow_second_name, replace } = arg;
         let source = Source::Secret { name: secret, key, context };
-        Self { cluster, region, source, labels, node_port, allow_second_name, replace }
+        Self { cluster, region, source, labels, node_port, mode, allow_second_name, replace }
     }
 }
 
@@ -460,6 +469,11 @@ mod tests {
         let one: MemberArg =
             r#"{"cluster":"a","region":"east","secret":"s","key":"k","labels":{"tier":"x"},"nodePort":30001}"#.parse().unwrap();
         assert_eq!((one.cluster.as_str(), one.labels[0].to_string().as_str(), one.node_port), ("a", "tier=x", Some(30001)));
+        let of = |mode: &str| {
+            format!(r#"{{"cluster":"a","region":"east","secret":"s","key":"k","mode":"{mode}"}}"#).parse::<MemberArg>()
+        };
+        assert_eq!((one.mode, of("sni").unwrap().mode), (Mode::Port, Mode::Sni));
+        assert_eq!(of("name").unwrap_err().kind, Kind::Usage);
         let failure = r#"{"cluster":"A","region":"east","secret":"s","key":"k"}"#.parse::<MemberArg>().unwrap_err();
         assert_eq!(failure.kind, Kind::ClusterName);
         assert!(failure.cause().starts_with("cluster 'A' of the list: "), "{failure}");

@@ -108,6 +108,7 @@ fn order(args: &JoinArgs) -> Result<Order> {
                 source,
                 labels: args.labels.clone(),
                 node_port: args.node_port,
+                mode: args.mode,
                 allow_second_name: args.allow_second_name,
                 replace: args.replace,
             }]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::names::{ApiHost, ClusterName, DnsName};
+use super::route::{Mode, Serving, Way};
 
 /// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
 pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
@@ -29,6 +30,8 @@ pub struct Membership {
     pub alias: DnsName,
     /// The node port there.
     pub node_port: u16,
+    /// By what the region tells its connections from those to others: where by name, its alias is that.
+    pub mode: Mode,
     /// UID of the cluster's namespace `kube-system`.
     pub identity: String,
     /// When the credentials that the hub has for it end, where that can be told.
@@ -46,6 +49,21 @@ impl Membership {
         endpoint(&self.alias, self.node_port)
     }
 
+    /// By what the hub reaches it.
+    pub fn serving(&self) -> Serving<'_> {
+        Serving { host: self.alias.as_str(), node_port: self.node_port }
+    }
+
+    /// The way that its region has to have for it.
+    pub fn way(&self) -> Way<'_> {
+        Way { host: &self.upstream, port: self.upstream_port, server_name: self.server_name() }
+    }
+
+    /// The TLS name that tells its connections from others'; none: it has a node port for itself.
+    pub fn server_name(&self) -> Option<&DnsName> {
+        (self.mode == Mode::Sni).then_some(&self.alias)
+    }
+
     /// The annotations.
     pub fn to_annotations(&self) -> BTreeMap<String, String> {
         [
@@ -54,7 +72,7 @@ impl Membership {
             ("upstream", super::kubeconfig::authority_part(&self.upstream.to_string(), self.upstream_port)),
             ("alias", self.alias.to_string()),
             ("node-port", self.node_port.to_string()),
-            ("mode", "port".to_owned()),
+            ("mode", self.mode.to_string()),
             ("identity", self.identity.clone()),
         ]
         .into_iter()
@@ -76,6 +94,7 @@ impl Membership {
             upstream_port: port.parse().ok()?,
             alias: get("alias")?.parse().ok()?,
             node_port: get("node-port")?.parse().ok()?,
+            mode: get("mode").map_or(Some(Mode::Port), |mode| mode.parse().ok())?,
             identity: get("identity")?.clone(),
             expires: get("expires").and_then(|expires| expires.parse().ok()),
         })
@@ -89,19 +108,25 @@ mod tests {
     #[test]
     fn the_record_reads_back() {
         let end = "2026-12-24T09:00:00Z".parse().unwrap();
-        for (upstream, expires) in [("api.example", None), ("10.0.0.1", Some(end)), ("2001:db8::1", None)] {
+        for (upstream, expires, mode) in
+            [("api.example", None, Mode::Sni), ("10.0.0.1", Some(end), Mode::Port), ("2001:db8::1", None, Mode::Port)]
+        {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
                 upstream: upstream.parse().unwrap(),
                 upstream_port: 6443,
                 alias: "api.example".parse().unwrap(),
                 node_port: 30001,
+                mode,
                 identity: "uid".into(),
                 expires,
             };
             let mut annotations = membership.to_annotations();
             assert_eq!(annotations.contains_key(EXPIRES), expires.is_some());
-            assert_eq!(Membership::from_annotations(&annotations), Some(membership));
+            assert_eq!(Membership::from_annotations(&annotations).as_ref(), Some(&membership));
+            annotations.remove("xregion.oam.dev/mode");
+            let older = Membership::from_annotations(&annotations);
+            assert_eq!(older, Some(Membership { mode: Mode::Port, ..membership }), "no mode was recorded once");
             annotations.insert("xregion.oam.dev/schema".into(), "2".into());
             assert_eq!(Membership::from_annotations(&annotations), None);
         }

@@ -9,9 +9,8 @@ use super::checkup::{self, Outcome, Problem, Subject};
 use super::drift::Told;
 use super::names::{CONTROLLER, ClusterName, NAMESPACE};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
-use super::region::SNI_PORT;
 use super::report::{Uptake, uptake};
-use super::route::Route;
+use super::route::{Mode, Route};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -117,6 +116,8 @@ pub struct ClusterView {
     pub alias_addresses: Vec<IpAddr>,
     /// The node port by which it is reached.
     pub node_port: u16,
+    /// By what its region tells it from others: `port`, or `sni`, the TLS name.
+    pub mode: Mode,
     /// Its API server, as the region sees it.
     pub upstream: String,
     /// Its route, if the region has one.
@@ -146,6 +147,9 @@ pub struct RouteView {
     pub upstream: String,
     /// The port the proxies listen on.
     pub listen: u16,
+    /// The TLS name that tells its connections from others' there, in mode `sni`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
     /// How many ready proxies serve it.
     pub applied: usize,
     /// How many are ready.
@@ -231,9 +235,9 @@ fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView
             .collect(),
         node_ports: inside.map(|inside| {
             let range = inside.settings.node_ports;
-            let clusters = inside.ports.iter().filter(|(name, _)| *name != SNI_PORT);
-            let used = clusters.filter(|(_, ports)| (range.first..=range.last).contains(&ports.node)).count();
-            let sni = inside.ports.get(SNI_PORT).map(|ports| ports.node);
+            let sni = inside.own_ports().map(|ports| ports.node);
+            let clusters = inside.ports.values().map(|ports| ports.node).filter(|node| Some(*node) != sni);
+            let used = clusters.filter(|node| (range.first..=range.last).contains(node)).count();
             NodePortsView { first: range.first, last: range.last, used, sni }
         }),
         clusters: mine
@@ -260,7 +264,8 @@ fn cluster(observed: &Observed, inside: Option<&Inside>, seen: &SeenCluster) -> 
         endpoint: seen.endpoint.clone(),
         alias: membership.alias.to_string(),
         alias_addresses: aliases.into_iter().collect(),
-        node_port: seen.node_port(),
+        node_port: seen.serving().node_port,
+        mode: membership.mode,
         upstream: format!("{}:{}", membership.upstream, membership.upstream_port),
         route: laid.and_then(|(inside, laid)| Some(route(inside, &laid.route?))),
         reachable: seen.answer.is_ok(),
@@ -281,6 +286,7 @@ fn route(inside: &Inside, route: &Route) -> RouteView {
         cluster: route.cluster.to_string(),
         upstream: format!("{}:{}", route.host, route.port),
         listen: route.listen,
+        server_name: route.server_name.as_ref().map(ToString::to_string),
         applied: inside.served(route),
         proxies: ready.len(),
         problem,

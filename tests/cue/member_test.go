@@ -66,11 +66,11 @@ func TestEveryParameterReachesTheController(t *testing.T) {
 		"all": {
 			least(map[string]any{
 				"cluster": "b", "kubeconfig": map[string]any{"secret": "s", "key": "k", "context": "c"}, "labels": map[string]any{"tier": "gold"},
-				"nodePort": 30001, "allowSecondName": true, "replace": true, "force": true,
+				"nodePort": 30001, "mode": "sni", "allowSecondName": true, "replace": true, "force": true,
 			}),
 			map[string]any{
 				"cluster": "b", "region": "proxy-east", "secret": "s", "key": "k", "context": "c", "labels": map[string]any{"tier": "gold"},
-				"nodePort": float64(30001), "allowSecondName": true, "replace": true,
+				"nodePort": float64(30001), "mode": "sni", "allowSecondName": true, "replace": true,
 			},
 		},
 	} {
@@ -95,6 +95,7 @@ func TestBadParametersOfAMemberAreRefused(t *testing.T) {
 		least(map[string]any{"kubeconfig": map[string]any{"key": "k"}}),
 		least(map[string]any{"kubeconfig": map[string]any{"secret": "s", "kye": "k"}}),
 		least(map[string]any{"nodePort": "30001"}),
+		least(map[string]any{"mode": "name"}),
 		least(map[string]any{"labels": map[string]any{"tier": 1}}),
 		least(map[string]any{"replace": "yes"}),
 		least(map[string]any{"region": 1}),

@@ -38,6 +38,7 @@ pub fn route(cluster: &str, slot: Slot, host: &str, listen: u16) -> Route {
         host: host.parse().unwrap(),
         port: 443,
         listen,
+        server_name: None,
         alias: Some(format!("{cluster}.example").parse().unwrap()),
         proven_at: Some("2026-01-02T03:04:05Z".parse().unwrap()),
         uid: "uid".into(),
@@ -70,6 +71,7 @@ fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
         upstream_port: 443,
         alias: format!("{cluster}.example").parse().unwrap(),
         node_port,
+        mode: Mode::Port,
         identity: format!("{cluster}-uid"),
         expires: None,
     };

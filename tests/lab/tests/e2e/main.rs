@@ -22,3 +22,4 @@ mod refusals;
 mod regions;
 mod rights;
 mod secrets;
+mod sni;
