@@ -16,6 +16,7 @@ use crate::hub::progress::Place;
 use crate::join::{Member, Source};
 use crate::model::labels::Label;
 use crate::model::names::{ClusterName, ObjectName, SecretName};
+use crate::model::route::Mode;
 use crate::model::sources::{SourceRange, SourceRanges};
 
 /// Kubernetes makes no token for less.
@@ -128,6 +129,10 @@ pub struct JoinArgs {
     /// repeated. Not given: from wherever those allow.
     #[arg(long = "source-range", value_name = "CIDR")]
     pub source_ranges: Vec<SourceRange>,
+    /// By what the region tells its connections from others': port (a node port for the cluster) or sni (the TLS name, on the node port
+    /// that the region's clusters share).
+    #[arg(long, value_name = "MODE", default_value_t)]
+    pub mode: Mode,
     /// Join a cluster that is joined already under another name.
     #[arg(long)]
     pub allow_second_name: bool,
@@ -292,6 +297,8 @@ pub struct MemberArg {
     pub node_port: Option<u16>,
     /// Where connections to its route may come from.
     pub sources: SourceRanges,
+    /// By what its region tells it from others.
+    pub mode: Mode,
     /// Whether it may be joined although it has another name already.
     pub allow_second_name: bool,
     /// Whether it may take the name over from another cluster.
@@ -346,6 +353,7 @@ struct RawMember {
     #[serde(default)]
     labels: BTreeMap<String, String>,
     node_port: Option<u16>,
+    mode: Option<String>,
     #[serde(default)]
     source_ranges: Vec<String>,
     #[serde(default)]
@@ -365,6 +373,7 @@ impl RawMember {
             labels: self.labels.iter().map(|(k, v)| format!("{k}={v}").parse()).collect::<Result<_, _>>()?,
             node_port: self.node_port,
             sources: self.source_ranges.iter().map(|range| range.parse()).collect::<Result<_, _>>()?,
+            mode: self.mode.as_deref().map_or(Ok(Mode::Port), str::parse)?,
             allow_second_name: self.allow_second_name,
             replace: self.replace,
         })
@@ -394,9 +403,9 @@ impl FromStr for MemberArg {
 
 impl From<MemberArg> for Member {
     fn from(arg: MemberArg) -> Self {
-        let MemberArg { cluster, region, secret, key, context, labels, node_port, sources, allow_second_name, replace } = arg;
+        let MemberArg { cluster, region, secret, key, context, labels, node_port, sources, mode, allow_second_name, replace } = arg;
         let source = Source::Secret { name: secret, key, context };
-        Self { cluster, region, source, labels, node_port, sources, allow_second_name, replace }
+        Self { cluster, region, source, labels, node_port, sources, mode, allow_second_name, replace }
     }
 }
 
@@ -475,6 +484,11 @@ mod tests {
         assert_eq!((narrow.sources.to_string().as_str(), one.sources.is_empty()), ("10.0.0.0/8", true));
         let failure = r#"{"cluster":"a","region":"east","secret":"s","key":"k","sourceRanges":["all"]}"#.parse::<MemberArg>();
         assert_eq!(failure.unwrap_err().kind, Kind::Usage);
+        let of = |mode: &str| {
+            format!(r#"{{"cluster":"a","region":"east","secret":"s","key":"k","mode":"{mode}"}}"#).parse::<MemberArg>()
+        };
+        assert_eq!((one.mode, of("sni").unwrap().mode), (Mode::Port, Mode::Sni));
+        assert_eq!(of("name").unwrap_err().kind, Kind::Usage);
         let failure = r#"{"cluster":"A","region":"east","secret":"s","key":"k"}"#.parse::<MemberArg>().unwrap_err();
         assert_eq!(failure.kind, Kind::ClusterName);
         assert!(failure.cause().starts_with("cluster 'A' of the list: "), "{failure}");

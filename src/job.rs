@@ -237,7 +237,7 @@ fn no_template(why: &str) -> Failure {
 /// The command line of the Job of a join. Every field of the order is in it: a new one must find its place here.
 fn arguments(order: &Order, member: &Member, (secret, key, context): (&str, &str, Option<&str>), timeout: Duration) -> Vec<String> {
     let Order { members: _, gateway, adopt, vela: _ } = order;
-    let Member { cluster, region, source: _, labels, node_port, sources, allow_second_name, replace } = member;
+    let Member { cluster, region, source: _, labels, node_port, sources, mode, allow_second_name, replace } = member;
     let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
     let mut option = |name: &str, value: String| args.push(format!("--{name}={value}"));
     option("region", region.to_string());
@@ -248,6 +248,7 @@ fn arguments(order: &Order, member: &Member, (secret, key, context): (&str, &str
     labels.iter().for_each(|label| option("label", label.to_string()));
     node_port.iter().for_each(|port| option("node-port", port.to_string()));
     sources.into_iter().for_each(|range| option("source-range", range.to_string()));
+    option("mode", mode.to_string());
     gateway.iter().for_each(|gateway| option("gateway", gateway.clone()));
     args.extend(allow_second_name.then(|| "--allow-second-name".to_owned()));
     args.extend(replace.then(|| "--replace".to_owned()));

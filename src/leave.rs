@@ -136,8 +136,9 @@ pub async fn clear(hub: &Hub, leftover: &Leftover) -> Result<bool> {
     match Region::enter(hub, &leftover.region).await {
         Ok(region) => {
             for slot in Slot::ALL {
-                found |= release_ports(hub, &region, &hub.id.port_name(&leftover.cluster, slot)).await?;
+                // A Service stays while a route by name is there.
                 found |= region.remove_route(&hub.id.route_name(&leftover.cluster, slot)).await?;
+                found |= release_ports(hub, &region, &hub.id.port_name(&leftover.cluster, slot)).await?;
             }
         }
         // Nobody will reach it through this hub again, and without proxies no route does anything.

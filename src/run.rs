@@ -109,6 +109,7 @@ fn order(args: &JoinArgs) -> Result<Order> {
                 labels: args.labels.clone(),
                 node_port: args.node_port,
                 sources: args.source_ranges.iter().copied().collect(),
+                mode: args.mode,
                 allow_second_name: args.allow_second_name,
                 replace: args.replace,
             }]

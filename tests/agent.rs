@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
@@ -24,7 +25,7 @@ use xregion::agent::nginx::{Nginx, Outcome, inspect};
 use xregion::agent::{AgentArgs, serve};
 use xregion::model::names::{HubId, Slot};
 use xregion::model::nginx::{Limits, Served};
-use xregion::model::region::Timeouts;
+use xregion::model::region::{SNI_LISTEN, Timeouts};
 use xregion::model::report::Reason;
 use xregion::model::route::Route;
 use xregion::model::sources::SourceRanges;
@@ -79,10 +80,31 @@ fn route(cluster: &str, host: &str, port: u16, listen: u16) -> Route {
         port,
         listen,
         sources: SourceRanges::EVERYBODY,
+        server_name: None,
         alias: None,
         proven_at: None,
         uid: String::new(),
     }
+}
+
+/// A route that is told from others by this name.
+fn named(cluster: &str, name: &str, port: u16) -> Served {
+    let mut named = served(cluster, SNI_LISTEN, port, &["127.0.0.1"]);
+    named.route.server_name = Some(name.parse().unwrap());
+    named
+}
+
+/// Asks a port for a TLS name, and expects back what it sent.
+async fn answers_to(port: u16, name: &str) {
+    let hello = client_hello(name);
+    let mut stream = TcpStream::connect((LOCAL, port)).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    let mut answer = vec![0; hello.len()];
+    timeout(Duration::from_secs(5), stream.read_exact(&mut answer))
+        .await
+        .expect("an answer")
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!(answer, hello, "{name}");
 }
 
 fn served(cluster: &str, listen: u16, port: u16, addresses: &[&str]) -> Served {
@@ -226,6 +248,71 @@ async fn the_region_s_own_port_is_open_from_the_start_and_leads_nowhere() {
     nginx.stop(Duration::ZERO).await;
 }
 
+/// An upstream that must not be reached.
+async fn trap() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let (address, reached) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = reached.clone();
+    tokio::spawn(async move {
+        while listener.accept().await.is_ok() {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (address, reached)
+}
+
+#[tokio::test]
+async fn names_are_told_apart_on_one_port_and_whoever_asks_for_no_name_of_a_cluster_reaches_none() {
+    let directory = TempDir::new().unwrap();
+    let (upstream, (forbidden, reached)) = (echo().await, trap().await);
+    // Names that mean something to nginx, or begin like what does, where the name of a cluster stands.
+    let names = ["api.example", "default", "include", "hostnames", "volatile", "n", "t.example", "r"];
+    let mut routes: Vec<_> = names.iter().enumerate().map(|(i, name)| named(&format!("c{i}"), name, upstream.port())).collect();
+    // A cluster whose name makes nginx's `if` take it for false.
+    routes.push(named("0", "zero.example", upstream.port()));
+    let port_mode = free_port().await;
+    routes.push(served("ported", port_mode, forbidden.port(), &["127.0.0.1"]));
+    let mut nginx = start(directory.path(), &routes).await;
+    let port = nginx.host().sni_listen;
+    for name in names.into_iter().chain(["zero.example", "API.example"]) {
+        answers_to(port, name).await;
+    }
+    let label = format!("ported-{}", HubId::new("hub-uid").short());
+    let address = forbidden.to_string();
+    for name in ["other.example", "a.api.example", "example", "ported", &label, "localhost", "127.0.0.1", "ap.example"] {
+        is_closed(port, &client_hello(name)).await;
+    }
+    for words in [address.as_bytes(), b"GET / HTTP/1.1\r\nHost: api.example\r\n\r\n", b"\x16\x03\x01\xff\xff"] {
+        is_closed(port, words).await;
+    }
+    assert_eq!(reached.load(Ordering::SeqCst), 0, "a cluster was reached by a name that is not its own");
+
+    // Routes by name come and go like others, and what is open stays.
+    let hello = client_hello("api.example");
+    let mut open = TcpStream::connect((LOCAL, port)).await.unwrap();
+    open.write_all(&hello).await.unwrap();
+    open.read_exact(&mut vec![0; hello.len()]).await.unwrap();
+    assert!(matches!(apply(&mut nginx, &routes[1..]).await, Outcome::Reloaded { .. }));
+    is_closed(port, &hello).await;
+    echoes(&mut open).await.expect("a connection outlives its route");
+    nginx.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_thousand_long_names_fit() {
+    let directory = TempDir::new().unwrap();
+    let upstream = echo().await;
+    let label = "x".repeat(63);
+    let name = |i: usize| format!("{i:057}.{label}.{label}.{label}");
+    let routes: Vec<_> = (0..1000).map(|i| named(&format!("{i:063}"), &name(i), upstream.port())).collect();
+    assert!((249..=253).contains(&name(0).len()), "{}", name(0).len());
+    let nginx = start(directory.path(), &routes).await;
+    for i in [0, 499, 999] {
+        answers_to(nginx.host().sni_listen, &name(i)).await;
+    }
+    nginx.stop(Duration::ZERO).await;
+}
+
 #[tokio::test]
 async fn routes_come_change_and_go_while_connections_stay() {
     let directory = TempDir::new().unwrap();
@@ -359,6 +446,15 @@ async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
     let holder = TcpListener::bind(("0.0.0.0", free_port().await)).await.unwrap();
     let taken = route("taken", "192.0.2.5", 443, holder.local_addr().unwrap().port());
     cluster.tell("ADDED", &config_map(&taken, 6));
+    let of_name = |cluster: &str, host: &str| {
+        let server_name = Some("api.example".parse().unwrap());
+        Route { listen: SNI_LISTEN, server_name, ..route(cluster, host, 443, 0) }
+    };
+    let [by_name, by_same_name, by_taken_name] =
+        [("name-1", "192.0.2.6"), ("name-2", "192.0.2.6"), ("name-3", "192.0.2.7")].map(|(c, h)| of_name(c, h));
+    for (version, route) in [(7, &by_name), (8, &by_same_name), (9, &by_taken_name)] {
+        cluster.tell("ADDED", &config_map(route, version));
+    }
     // Equally old, so the name decides: the clash is now first and takes the port over.
     let wanted: BTreeMap<_, _> = [
         (&first, Some(Reason::Invalid)),
@@ -366,11 +462,14 @@ async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
         (&clash, None),
         (&unresolved, Some(Reason::Unresolvable)),
         (&taken, Some(Reason::Rejected)),
+        (&by_name, None),
+        (&by_same_name, None),
+        (&by_taken_name, Some(Reason::Invalid)),
     ]
     .map(|(route, problem)| (route.name(), problem))
     .into();
     cluster.report("a reason for each route", |routes| *routes == wanted).await;
-    cluster.tell("DELETED", &config_map(&clash, 7));
+    cluster.tell("DELETED", &config_map(&clash, 10));
     cluster.report("the port handed back", |routes| routes.get(&first.name()) == Some(&None)).await;
     assert_eq!(probe(health_port, "/readyz").await, Some(200), "an upstream's trouble is no proxy's");
 

@@ -39,11 +39,22 @@ fn a_route_means_the_same_to_both() {
     later["data"]["sources"] = json!("10.0.0.0/8");
     assert_eq!(read(&later), Ok(read_back));
     // What would have to be understood is refused, and not guessed.
-    for (key, value) in [("schema", "2"), ("mode", "sni")] {
+    for (key, value) in [("schema", "2"), ("mode", "http")] {
         let mut later = map.clone();
         later["data"][key] = json!(value);
         assert!(read(&later).unwrap_err().contains("this version knows"));
     }
+}
+
+#[test]
+fn a_route_by_name_means_the_same_to_both() {
+    let (mut map, _) = route();
+    map["data"]["mode"] = json!("sni");
+    map["data"]["serverName"] = json!("a1b2.eks.example");
+    map["data"].as_object_mut().unwrap().remove("listen");
+    let read_back = read(&map).unwrap();
+    assert_eq!(json!(read_back.to_config_map().data), map["data"]);
+    assert_eq!(read_back.mark(), "96fd98d862d01da2@4f6e");
 }
 
 #[test]

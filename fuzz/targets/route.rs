@@ -11,7 +11,7 @@ use xregion::model::route::Route;
 use xregion::model::sources::SourceRanges;
 
 const KEYS: [&str; 11] =
-    ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt", "sourceRanges"];
+    ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt", "sourceRanges", "serverName"];
 
 fuzz_target!(|texts: Vec<Option<String>>| {
     let valid = ["1", "hub-uid", "business-a", "api.example", "443", "8000", "port"].map(str::to_owned);
@@ -30,16 +30,24 @@ fuzz_target!(|texts: Vec<Option<String>>| {
     map.metadata.name = named(data.get("slot").map_or("", String::as_str));
     let Ok(route) = Route::from_config_map(&map) else { return };
 
-    let build = Build::parse("configure arguments: --prefix=/etc/nginx --with-stream").expect("a build");
-    let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None };
+    let build = Build::parse("configure arguments: --prefix=/etc/nginx --with-stream --with-stream_ssl_preread_module").expect("a build");
+    let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None, sni_listen: 7443 };
     let timeouts = Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 };
     let limits = Limits { timeouts, connections: 0, sources: SourceRanges::EVERYBODY };
-    let (listen, port, sources) = (route.listen, route.port, route.sources.clone());
+    let (listen, port, sources, by_name) = (route.listen, route.port, route.sources.clone(), route.server_name.clone());
     let files = host.render(limits, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
+    let words = files["sni.conf"].lines().map(str::trim).filter(|line| line.starts_with('"')).collect::<Vec<_>>();
     let (_, text) = files.iter().find(|(name, _)| name.starts_with("routes/")).expect("the route's file");
     let (log, directives): (Vec<&str>, Vec<&str>) =
         text.lines().filter(|line| !line.starts_with('#')).map(str::trim).partition(|line| line.starts_with("log_format "));
     let name = directives[0].strip_prefix("upstream ").and_then(|rest| rest.strip_suffix(" {")).expect("an upstream");
+    if let Some(asked) = by_name {
+        assert!(asked.as_str().chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-".contains(c)), "{asked}");
+        assert_eq!(words, [format!("\"\\\\{asked}\" {name};")]);
+        assert_eq!((log.len(), &directives[1..]), (0, &[format!("server 192.0.2.1:{port} max_fails=0;").as_str(), "}"][..]));
+        return;
+    }
+    assert!(words.is_empty(), "{words:?}");
     assert!(log.len() == 1 && log[0].matches('\'').count() == 2 && log[0].ends_with("}';"), "{log:?}");
     assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name:?}");
     let mut want = vec![

@@ -44,6 +44,7 @@ fn write(lines: &Receiver<Vec<u8>>) {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::path::Path;
+    use std::sync::Arc;
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -80,11 +81,67 @@ mod tests {
             port,
             listen,
             sources: SourceRanges::EVERYBODY,
+            server_name: None,
             alias: None,
             proven_at: None,
             uid: String::new(),
         };
         Served { route, addresses: vec![LOCAL] }
+    }
+
+    /// The first words of a TLS client that asks for this name.
+    fn client_hello(name: &str) -> Vec<u8> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let mut words = Vec::new();
+        let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+        rustls::ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut words).unwrap();
+        words
+    }
+
+    #[tokio::test]
+    async fn what_shares_a_port_is_counted_by_its_name_beside_what_leads_to_the_same_cluster_by_a_port() {
+        let directory = tempfile::tempdir().unwrap();
+        let (listen, upstream) = (free_port().await, thrice().await.port());
+        let mut named = served("named", listen, upstream);
+        named.route.server_name = Some("api.example".parse().unwrap());
+        let serving = [("named".into(), named), ("ported".into(), served("ported", listen, upstream))].into();
+        let plan = Plan { served: serving, ..Plan::default() };
+        let nginx = Path::new("/usr/sbin/nginx");
+        let host = inspect(nginx, directory.path(), free_port().await).await.unwrap();
+        let by_name = host.sni_listen;
+        let files = host.render(LIMITS, plan.served.values());
+        let mut nginx = Nginx::start(nginx, host, files).await.unwrap();
+        let metrics = Metrics::new();
+        metrics.serving(&plan.served, 0);
+        tokio::spawn(follow(nginx.take_access_log().unwrap(), metrics.clone()));
+
+        let mut ported = TcpStream::connect((LOCAL, listen)).await.unwrap();
+        talk(&mut ported, 100).await;
+        let hello = client_hello("api.example");
+        let mut open = TcpStream::connect((LOCAL, by_name)).await.unwrap();
+        open.write_all(&hello).await.unwrap();
+        open.read_exact(&mut vec![0; 3 * hello.len()]).await.unwrap();
+        // Nobody's, and so in nobody's record.
+        let mut stranger = TcpStream::connect((LOCAL, by_name)).await.unwrap();
+        stranger.write_all(&client_hello("other.example")).await.unwrap();
+        let _ = stranger.read(&mut [0]).await;
+
+        let length = hello.len() as u64;
+        let settled = async |want: [(&str, [u64; 5]); 2]| {
+            let (hub, start) = (HubId::new("hub"), Instant::now());
+            let sums = || metrics.traffic().of_hub(&hub).map(|(name, sum)| (name.to_string(), sum.into())).collect::<Vec<_>>();
+            let want = want.map(|(name, sum)| (name.to_owned(), sum));
+            while sums() != want {
+                assert!(start.elapsed() < Duration::from_secs(5), "{:?} is not {want:?}", sums());
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        settled([("named", [0, 0, 1, length, 3 * length]), ("ported", [0, 0, 1, 100, 300])]).await;
+        drop((open, ported));
+        settled([("named", [1, 0, 0, length, 3 * length]), ("ported", [1, 0, 0, 100, 300])]).await;
+        nginx.stop(Duration::ZERO).await;
     }
 
     /// An upstream that answers three bytes for each that it gets.

@@ -1,6 +1,7 @@
 //! What a proxy tells in numbers: at `/metrics`, as OpenMetrics, and in its Lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -13,7 +14,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::plan::Serving;
-use super::{sockets, workers};
+use super::sockets::Open;
+use super::workers;
+use crate::model::nginx::Served;
 use crate::model::traffic::{Carried, Of, REACHED, Session, Traffic};
 
 /// Upper bounds, in seconds: of a session, from one request to a watch of hours, and of a connection to an API server.
@@ -58,8 +61,10 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     since: Timestamp,
-    /// Whose sessions come in by a port. A route that is gone stays here until another has its port.
-    ports: BTreeMap<u16, Of>,
+    /// Whose sessions come in by a port, and where they lead. A route that is gone stays here until another has its port.
+    ports: BTreeMap<u16, (Of, BTreeSet<SocketAddr>)>,
+    /// Whose sessions that were told apart by name lead there: they come in by one port. It stays here likewise.
+    upstreams: BTreeMap<SocketAddr, Of>,
     ended: BTreeMap<Of, Carried>,
     /// nginx's first process.
     master: Option<u32>,
@@ -84,7 +89,13 @@ impl Metrics {
             draining: Gauge::default(),
             lost: Counter::default(),
             writing: Mutex::default(),
-            state: Mutex::new(State { since: Timestamp::now(), ports: BTreeMap::new(), ended: BTreeMap::new(), master: None }),
+            state: Mutex::new(State {
+                since: Timestamp::now(),
+                ports: BTreeMap::new(),
+                upstreams: BTreeMap::new(),
+                ended: BTreeMap::new(),
+                master: None,
+            }),
             registry: Registry::default(),
         };
         registry.register("build", "This program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -139,7 +150,7 @@ impl Metrics {
     pub fn ended(&self, session: &Session) {
         let of = &session.of;
         self.0.sessions.get_or_create(&with(of, "status", &session.status)).inc();
-        self.0.bytes.get_or_create(&with(of, "direction", TO_CLUSTER)).inc_by(session.received);
+        self.0.bytes.get_or_create(&with(of, "direction", TO_CLUSTER)).inc_by(session.to_cluster());
         self.0.bytes.get_or_create(&with(of, "direction", FROM_CLUSTER)).inc_by(session.sent);
         self.0.durations.get_or_create(&labels(of)).observe(session.seconds);
         if let Some(seconds) = session.connect_seconds() {
@@ -155,7 +166,8 @@ impl Metrics {
         };
         count("served", serving.len());
         count("refused", refused);
-        for route in serving.values().map(|served| &served.route) {
+        let mut names = BTreeSet::new();
+        for Served { route, addresses } in serving.values() {
             let of = Of { cluster: route.cluster.to_string(), hub: route.hub.short() };
             for direction in [TO_CLUSTER, FROM_CLUSTER] {
                 drop(self.0.bytes.get_or_create(&with(&of, "direction", direction)));
@@ -163,7 +175,13 @@ impl Metrics {
             for status in STATUSES {
                 drop(self.0.sessions.get_or_create(&with(&of, "status", status)));
             }
-            self.state().ports.insert(route.listen, of);
+            let upstream = addresses.iter().map(|address| SocketAddr::new(*address, route.port));
+            match &route.server_name {
+                None => drop(self.state().ports.insert(route.listen, (of, upstream.collect()))),
+                // As nginx does, the first one has the name.
+                Some(name) if names.insert(name) => self.state().upstreams.extend(upstream.map(|address| (address, of.clone()))),
+                Some(_) => {}
+            }
         }
     }
 
@@ -225,14 +243,23 @@ impl Metrics {
         text
     }
 
-    /// What is open, by whose it is: on every port that is or was a route's, at least nothing. None where the kernel doesn't tell.
+    /// What is open, by whose it is: of every route that is or was there, at least nothing. None where the kernel doesn't tell.
     fn open(&self) -> Option<BTreeMap<Of, Carried>> {
-        let open = sockets::by_local_port()
+        let Open { by_local_port, mut by_remote } = Open::look()
             .inspect_err(|error| tracing::warn!(error = %format!("{error:#}"), "open sessions are not counted"))
             .ok()?;
         let mut sums: BTreeMap<Of, Carried> = BTreeMap::new();
-        for (port, of) in &self.state().ports {
-            *sums.entry(of.clone()).or_default() += open.get(port).copied().unwrap_or_default();
+        let state = self.state();
+        for (port, (of, upstream)) in &state.ports {
+            let mut carried = by_local_port.get(port).copied().unwrap_or_default();
+            *sums.entry(of.clone()).or_default() += carried;
+            // What leads to an upstream by a port of its own does not lead there by name.
+            for address in upstream {
+                by_remote.entry(*address).or_default().part_with(&mut carried);
+            }
+        }
+        for (upstream, of) in &state.upstreams {
+            *sums.entry(of.clone()).or_default() += by_remote.get(upstream).copied().unwrap_or_default();
         }
         Some(sums)
     }
@@ -258,16 +285,22 @@ fn with(of: &Of, key: &'static str, value: impl ToString) -> Labels<3> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
     fn the_documents_name_what_a_proxy_tells_and_nothing_else() {
         let (metrics, of) = (Metrics::new(), Of { cluster: "a".into(), hub: "h".into() });
-        metrics.state().ports.insert(1, of.clone());
+        metrics.state().ports.insert(1, (of.clone(), BTreeSet::new()));
         metrics.serving(&Serving::new(), 0);
-        metrics.ended(&Session { of, status: REACHED.into(), received: 1, sent: 2, seconds: 0.1, connect: "0.001".into() });
+        metrics.ended(&Session {
+            of,
+            status: REACHED.into(),
+            received: 1,
+            sent: 2,
+            forwarded: None,
+            seconds: 0.1,
+            connect: "0.001".into(),
+        });
         let text = metrics.text();
         let told: BTreeSet<String> = text
             .lines()

@@ -56,7 +56,7 @@ impl Plan {
     /// Decides about every route.
     pub fn new(facts: &Facts) -> Self {
         let mut plan = Self::default();
-        let mut listeners: BTreeMap<u16, &str> = BTreeMap::new();
+        let mut taken = Taken::default();
         for (name, map) in oldest_first(facts.maps) {
             let problem = |digest: String, reason, message| Applied { digest, problem: Some(Problem { reason, message }) };
             let route = match Route::from_config_map(map) {
@@ -66,11 +66,12 @@ impl Plan {
                     continue;
                 }
             };
-            let decision = check_listener(&route, facts.health_port, &listeners)
+            let decision = taken
+                .check(&route, facts.health_port)
                 .map_err(|message| (Reason::Invalid, message))
                 .and_then(|()| addresses(&route.host, facts));
-            // A port belongs to its route also while that can't be served: nobody else may take it over.
-            listeners.entry(route.listen).or_insert(name);
+            // A port or name belongs to its route also while that can't be served: nobody else may take it over.
+            taken.note(name, &route);
             match decision {
                 Ok(Some(addresses)) => {
                     plan.served.insert(name.clone(), Served { route, addresses });
@@ -78,7 +79,10 @@ impl Plan {
                 Ok(None) => {
                     plan.pending = true;
                     // A route that was changed is served as it was until the new upstream's name has been looked up.
-                    let before = facts.serving.get(name).filter(|before| before.route.listen == route.listen);
+                    let before = facts
+                        .serving
+                        .get(name)
+                        .filter(|before| (before.route.listen, &before.route.server_name) == (route.listen, &route.server_name));
                     plan.served.extend(before.map(|before| (name.clone(), before.clone())));
                 }
                 Err((reason, message)) => {
@@ -96,7 +100,8 @@ impl Plan {
         let before = self.served.len();
         self.served.retain(|name, served| {
             let port = served.route.listen;
-            if in_use.contains(&port) {
+            // What is told apart by name comes in by a port that was open from the start.
+            if served.route.server_name.is_some() || in_use.contains(&port) {
                 return true;
             }
             let Err(error) = can_listen(port) else { return true };
@@ -126,23 +131,53 @@ impl Plan {
     }
 }
 
-/// Of two routes with one port the older one has it; the order is the same in every proxy.
+/// Of two routes with one port or name the older one has it; the order is the same in every proxy.
 fn oldest_first(maps: &BTreeMap<String, ConfigMap>) -> Vec<(&String, &ConfigMap)> {
     let mut maps: Vec<_> = maps.iter().collect();
     maps.sort_by_key(|(name, map)| (map.metadata.creation_timestamp.as_ref().map(|time| time.0), *name));
     maps
 }
 
-fn check_listener(route: &Route, health_port: u16, taken: &BTreeMap<u16, &str>) -> Result<(), String> {
-    let port = route.listen;
-    if let Some(other) = taken.get(&port) {
-        return Err(format!("its listen port {port} belongs to {other}, which is older"));
+/// What older routes have, by the names of their ConfigMaps.
+#[derive(Default)]
+struct Taken<'a> {
+    ports: BTreeMap<u16, &'a str>,
+    names: BTreeMap<DnsName, (&'a str, ApiHost, u16)>,
+}
+
+impl<'a> Taken<'a> {
+    fn check(&self, route: &Route, health_port: u16) -> Result<(), String> {
+        let (name, port) = match &route.server_name {
+            Some(name) => (name, route.port),
+            None => return self.check_port(route.listen, health_port),
+        };
+        match self.names.get(name) {
+            // Two names or two hubs of one cluster.
+            Some((_, host, of_other)) if (host, *of_other) == (&route.host, port) => Ok(()),
+            Some((other, host, of_other)) => Err(format!(
+                "its TLS name {name} belongs to {other}, which is older and leads to {host}:{of_other}; join one of them with mode port"
+            )),
+            None => Ok(()),
+        }
     }
-    // Below are ports that need privileges; either would keep nginx from taking up any change at all.
-    if port < FIRST_LISTEN || port == health_port {
-        return Err(format!("its listen port {port} is not one of a proxy's, which start at {FIRST_LISTEN}"));
+
+    fn check_port(&self, port: u16, health_port: u16) -> Result<(), String> {
+        if let Some(other) = self.ports.get(&port) {
+            return Err(format!("its listen port {port} belongs to {other}, which is older"));
+        }
+        // Below are ports that need privileges; either would keep nginx from taking up any change at all.
+        if port < FIRST_LISTEN || port == health_port {
+            return Err(format!("its listen port {port} is not one of a proxy's, which start at {FIRST_LISTEN}"));
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn note(&mut self, name: &'a str, route: &Route) {
+        match &route.server_name {
+            Some(asked) => drop(self.names.entry(asked.clone()).or_insert_with(|| (name, route.host.clone(), route.port))),
+            None => drop(self.ports.entry(route.listen).or_insert(name)),
+        }
+    }
 }
 
 /// The addresses a host may be reached at; nothing if they are not known yet.

@@ -1,6 +1,8 @@
-//! What is open, as the kernel counts it: TCP connections by their local port, with the bytes each has carried (`sock_diag(7)`).
+//! What is open, as the kernel counts it: TCP connections by their local port and by where they lead, with the bytes each has carried
+//! (`sock_diag(7)`).
 
 use std::collections::BTreeMap;
+use std::net;
 
 use anyhow::{Context as _, bail};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -15,15 +17,31 @@ use crate::model::traffic::Carried;
 /// What the kernel answers at once with at most.
 const ANSWER: usize = 64 << 10;
 
-/// Sums over the connections of each local port.
-pub(super) fn by_local_port() -> anyhow::Result<BTreeMap<u16, Carried>> {
-    let mut sums = BTreeMap::new();
-    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        for response in dump(family, socket_id)? {
-            *sums.entry(response.header.socket_id.source_port).or_default() += carried(&response);
+/// Sums over connections.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    /// Of each local port: what came in by it is what goes to a cluster.
+    pub by_local_port: BTreeMap<u16, Carried>,
+    /// Of each address at the other end: what went out to it is.
+    pub by_remote: BTreeMap<net::SocketAddr, Carried>,
+}
+
+impl Open {
+    /// What there is now.
+    pub fn look() -> anyhow::Result<Self> {
+        let mut open = Self::default();
+        for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            for response in dump(family, socket_id)? {
+                let (carried, id) = (carried(&response), response.header.socket_id);
+                *open.by_local_port.entry(id.source_port).or_default() += carried;
+                let remote = net::SocketAddr::new(id.destination_address, id.destination_port);
+                // Of a connection that was made from here, the kernel takes its beginning (SYN) for a byte that was acknowledged.
+                let (to_cluster, from_cluster) = (carried.from_cluster.saturating_sub(1), carried.to_cluster);
+                *open.by_remote.entry(remote).or_default() += Carried { to_cluster, from_cluster, ..carried };
+            }
         }
+        Ok(open)
     }
-    Ok(sums)
 }
 
 fn carried(response: &InetResponse) -> Carried {
@@ -89,7 +107,7 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let address = listener.local_addr().unwrap();
-            assert_eq!(by_local_port().unwrap().get(&address.port()), None);
+            assert_eq!(Open::look().unwrap().by_local_port.get(&address.port()), None);
             let mut client = TcpStream::connect(address).unwrap();
             let (mut server, _) = listener.accept().unwrap();
             client.write_all(&[1; 1000]).unwrap();
@@ -98,12 +116,14 @@ mod tests {
             client.read_exact(&mut [0; 300]).unwrap();
             let start = Instant::now();
             let until = |want: Option<[u64; 3]>| loop {
-                let sum = by_local_port().unwrap().get(&address.port()).map(|sum| [sum.open, sum.to_cluster, sum.from_cluster]);
+                let open = Open::look().unwrap();
+                let ends = [open.by_local_port.get(&address.port()), open.by_remote.get(&address)];
+                let sums = ends.map(|end| end.map(|sum| [sum.open, sum.to_cluster, sum.from_cluster]));
                 // What was read may not be acknowledged yet.
-                if sum == want {
+                if sums == [want; 2] {
                     break;
                 }
-                assert!(start.elapsed() < Duration::from_secs(5), "{sum:?} is not {want:?}");
+                assert!(start.elapsed() < Duration::from_secs(5), "{sums:?} is not {want:?}");
             };
             until(Some([1, 1000, 300]));
             drop((client, server));

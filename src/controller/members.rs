@@ -28,6 +28,8 @@ use crate::lock::Lock;
 use crate::model::joined::Joined;
 use crate::model::members::{Clusters, Declared, Due, FORCE, State, Tries, Wish, decide, digest, is_another_s};
 use crate::model::names::{ClusterName, NAMESPACE};
+use crate::model::route::Mode;
+use crate::model::tree::described;
 use crate::undo::{self, Undo, undo_within, undone};
 
 /// How long the joins or the leaves of one round may take, as a step may.
@@ -108,7 +110,7 @@ impl<'a> Members<'a> {
                 (Due::Joined, Ok((_, wish))) if !member.stands(State::Joined) => {
                     // It was changed, could not be joined so, and was changed back.
                     let membership = clusters.joined.get(&wish.cluster).and_then(Option::as_ref);
-                    let message = membership.map(|membership| describe(&membership.region, membership.node_port, None));
+                    let message = membership.map(|one| describe(&one.region, one.node_port, one.mode, None));
                     self.tell(member, State::Joined, &message.unwrap_or_else(|| "joined".to_owned())).await;
                 }
                 (Due::Stand(why), _) => self.tell(member, State::Waiting, &why).await,
@@ -194,7 +196,7 @@ impl<'a> Members<'a> {
     }
 
     async fn joined(&self, Joining { member, wish, arg }: &Joining<'_>, joined: &Joined) -> Result<()> {
-        let message = describe(&arg.region, joined.node_port, joined.warning.as_deref());
+        let message = describe(&arg.region, joined.node_port, arg.mode, joined.warning.as_deref());
         tracing::info!(member = %member.name, cluster = %wish.cluster, "{message}");
         self.hub.member_joined(member, &wish.cluster, &wish.digest, &message).await
     }
@@ -266,9 +268,9 @@ fn note(member: &Declared, written: Result<()>) {
 }
 
 /// How a member is joined.
-fn describe(region: &ClusterName, node_port: u16, warning: Option<&str>) -> String {
+fn describe(region: &ClusterName, node_port: u16, mode: Mode, warning: Option<&str>) -> String {
     let warning = warning.map(|warning| format!("; {warning}")).unwrap_or_default();
-    format!("joined through {region}, node port {node_port}{warning}")
+    format!("joined through {region}, {}{warning}", described(node_port, mode))
 }
 
 fn in_use(member: &Declared, failure: &Failure) -> String {

@@ -98,17 +98,27 @@ impl Hub {
             let written = less.into_iter().map(|(name, version, patch)| async move {
                 match patch {
                     Some(patch) => self.write_entry(Write::PatchService(name, patch)).await,
-                    None => {
-                        let preconditions = Preconditions { resource_version: Some(version), uid: None };
-                        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-                        let deleted = gone_is_fine(self.entry_services().delete(&name, &params)).await.map(drop);
-                        outcome(&format!("remove Service {HUB_NAMESPACE}/{name}"), deleted).await
-                    }
+                    None => self.remove_service(&name, version).await,
                 }
             });
             join_all(written).await.into_iter().collect::<Result<()>>()?;
         }
         Err(contended(region))
+    }
+
+    /// Takes the Services of a region away, but for those that somebody changes just now.
+    pub async fn close_all(&self, region: &ClusterName) -> Result<()> {
+        for (name, version) in self.entries_of(region).await?.versions(region) {
+            self.remove_service(&name, version).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_service(&self, name: &str, version: String) -> Result<()> {
+        let preconditions = Preconditions { resource_version: Some(version), uid: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let deleted = gone_is_fine(self.entry_services().delete(name, &params)).await.map(drop);
+        outcome(&format!("remove Service {HUB_NAMESPACE}/{name}"), deleted).await
     }
 
     async fn write_entry(&self, write: Write) -> Result<()> {

@@ -32,7 +32,7 @@ pub(super) async fn roll<'a>(
 ) -> Result<Vec<Result<Proven<'a>>>> {
     let adopt = proven.iter().flatten().any(|proven| proven.join.order.adopt);
     let mut change = Change { adopt, ..Change::default() };
-    for Proven { join, membership } in proven.iter().flatten() {
+    for Proven { join, membership, .. } in proven.iter().flatten() {
         join.tell.stage(Stage::Rolling, &format!("leading {} to the region's nodes on the gateway", membership.alias)).await;
         join.note_move().await?;
         join.note_alias(membership);

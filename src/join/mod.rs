@@ -31,9 +31,10 @@ use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
 use crate::model::lifetime;
 use crate::model::membership::Membership;
-use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName, Slot};
+use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
-use crate::model::route::slots;
+use crate::model::region::SNI_PORT;
+use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
 use crate::model::sources::SourceRanges;
 use crate::region::{Region, release_ports};
 use crate::undo::Undo;
@@ -70,6 +71,8 @@ pub struct Member {
     pub node_port: Option<u16>,
     /// Where connections to its route may come from, in the bounds of its region's.
     pub sources: SourceRanges,
+    /// By what its region is to tell its connections from others'.
+    pub mode: Mode,
     /// Whether it may be joined although it has another name already.
     pub allow_second_name: bool,
     /// Whether it may take the name over from another cluster.
@@ -163,36 +166,25 @@ async fn prove<'a>(
     let upstream = authority_part(&join.access.host.to_string(), join.access.port);
     tell.stage(Stage::Routing, &format!("routing {upstream} through region {}", member.region)).await;
     let laid = join.laid().await?;
-    let (serving, slot) = slots(&laid, join.serving(), (&join.access.host, join.access.port));
-    let ports_of = |slot: Slot| laid[slot as usize].ports;
-    let membership = match serving {
-        // The port that it has is asked for: what serves there must not be bent before the new upstream is proven.
-        Some(serving)
-            if serving != slot && member.node_port.is_some() && ports_of(serving).map(|ports| ports.node) == member.node_port =>
-        {
-            join.try_out(slot).await?;
-            join.lay(serving, laid[serving as usize].route.clone(), None).await?
-        }
+    let (serving, other) = join.slots(&laid).await?;
+    let slot = join.kept(&laid, serving).unwrap_or(other);
+    if slot != other {
+        // What serves there must not be bent before the new upstream is proven.
+        join.try_out(other).await?;
+    } else if serving == Some(slot) && laid[slot as usize].route.as_ref().is_some_and(|route| route.sources != member.sources) {
         // Nor must it shut the hub out.
-        Some(serving)
-            if serving == slot && laid[slot as usize].route.as_ref().is_some_and(|route| route.sources != member.sources) =>
-        {
-            join.try_out(serving.other()).await?;
-            join.lay(serving, laid[serving as usize].route.clone(), None).await?
-        }
-        _ => {
-            let preferred = join.moves_from().map(|old| old.node_port);
-            join.lay(slot, laid[slot as usize].route.clone(), preferred).await?
-        }
-    };
-    Ok(Proven { join, membership })
+        join.try_out(slot.other()).await?;
+    }
+    let preferred = join.moves_from().map(|old| old.node_port).filter(|_| member.mode == Mode::Port);
+    let membership = join.lay(slot, laid[slot as usize].route.clone(), preferred).await?;
+    Ok(Proven { join, membership, slot })
 }
 
 /// One cluster under two names of one run: the second is refused, as it would be in a run of its own.
 fn each_once(mut proven: Vec<Result<Proven<'_>>>) -> Vec<Result<Proven<'_>>> {
     let mut seen: Vec<(String, ClusterName)> = Vec::new();
     for one in &mut proven {
-        let Ok(Proven { join, membership }) = one else { continue };
+        let Ok(Proven { join, membership, .. }) = one else { continue };
         match seen.iter().find(|(identity, _)| *identity == membership.identity) {
             Some((_, name)) if !join.member.allow_second_name => *one = Err(prove::second_name(name.as_str())),
             _ => seen.push((membership.identity.clone(), join.member.cluster.clone())),
@@ -211,6 +203,8 @@ struct Join<'a> {
     undo: &'a Undo,
     turns: &'a Semaphore,
     access: Access,
+    /// The TLS name that is to tell its connections from others'; none: it is to have a port for itself.
+    server_name: Option<DnsName>,
     before: Option<JoinedCluster>,
     region: Region,
     nodes: Vec<EntryNode>,
@@ -226,6 +220,7 @@ struct Join<'a> {
 struct Proven<'a> {
     join: Join<'a>,
     membership: Membership,
+    slot: Slot,
 }
 
 impl Proven<'_> {
@@ -236,10 +231,10 @@ impl Proven<'_> {
 
     /// Removes what served before, and tells that all is done. It is joined by now: what stays, the next run removes.
     async fn finish(mut self) -> Joined {
-        if let Err(failure) = self.join.clear_away(&self.membership).await {
+        if let Err(failure) = self.join.clear_away(self.slot).await {
             tracing::warn!(%failure, cluster = %self.join.member.cluster, "what served before stays until the next join or leave");
         }
-        let Self { join, membership } = self;
+        let Self { join, membership, slot: _ } = self;
         let joined = Joined {
             changed: join.changed,
             endpoint: membership.endpoint(),
@@ -277,6 +272,8 @@ impl<'a> Join<'a> {
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
             }
         };
+        let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.sources)
+            .map_err(|failure| failure.about(&format!("cluster {}", member.cluster)))?;
         let before = hub.cluster(&member.cluster).await?;
         let region = Region::enter(hub, &member.region).await?;
         let nodes = region.nodes().await?;
@@ -303,6 +300,7 @@ impl<'a> Join<'a> {
             undo,
             turns,
             access,
+            server_name,
             before,
             region,
             nodes,
@@ -323,23 +321,45 @@ impl<'a> Join<'a> {
         (before.region != self.member.region).then_some(before)
     }
 
-    /// The node port by which the hub reaches the cluster now, if that is in this region. What KubeVela uses counts, not the record
-    /// of it, which a run that died did not write.
-    fn serving(&self) -> Option<u16> {
+    /// By what the hub reaches the cluster now, if that is in this region. What KubeVela uses counts, not the record of it, which a run
+    /// that died did not write.
+    fn serving(&self) -> Option<Serving<'_>> {
         if self.moves_from().is_some() {
             return None;
         }
-        self.before.as_ref()?.endpoint()?.rsplit_once(':')?.1.parse().ok()
+        Serving::of(self.before.as_ref()?.endpoint()?)
+    }
+
+    /// The slot that serves the cluster now, and the one where the way that is asked for belongs.
+    async fn slots(&self, laid: &[Laid; 2]) -> Result<(Option<Slot>, Slot)> {
+        let by_name = laid.iter().flat_map(|laid| &laid.route).any(|route| route.mode() == Mode::Sni);
+        let own = if by_name { self.region.ports(SNI_PORT).await? } else { None };
+        let way = Way { host: &self.access.host, port: self.access.port, server_name: self.server_name.as_ref() };
+        Ok(slots(laid, own, self.serving(), way))
+    }
+
+    /// The slot that serves the cluster, where that has to go on by the same door, though it leads elsewhere: by the node port that is asked
+    /// for, or by the name, which can't lead to two upstreams at a time.
+    fn kept(&self, laid: &[Laid; 2], serving: Option<Slot>) -> Option<Slot> {
+        let Laid { route, ports } = &laid[serving? as usize];
+        let stays = match &self.server_name {
+            None => self.member.node_port.is_some() && ports.map(|ports| ports.node) == self.member.node_port,
+            name => route.as_ref().is_some_and(|route| route.server_name == *name),
+        };
+        serving.filter(|_| stays)
     }
 
     /// Removes what nothing uses any more: the other slot, and what the cluster has in regions it left.
-    async fn clear_away(&mut self, membership: &Membership) -> Result<()> {
+    async fn clear_away(&mut self, kept: Slot) -> Result<()> {
         let name = &self.member.cluster;
         for (slot, laid) in Slot::ALL.into_iter().zip(self.laid().await?) {
-            let serves = laid.ports.is_some_and(|ports| ports.node == membership.node_port);
-            if !serves && (laid.ports.is_some() || laid.route.is_some()) {
-                release_ports(self.hub, &self.region, &self.hub.id.port_name(name, slot)).await?;
+            if slot != kept && laid.route.is_some() {
                 self.region.remove_route(&self.hub.id.route_name(name, slot)).await?;
+                self.changed = true;
+            }
+            // In its slot, a route by name finds such a port only where a run died.
+            if (slot != kept || self.member.mode == Mode::Sni) && laid.ports.is_some() {
+                release_ports(self.hub, &self.region, &self.hub.id.port_name(name, slot)).await?;
                 self.changed = true;
             }
         }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::{Join, Order, slots};
+use super::{Join, Order};
 use crate::error::Result;
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
@@ -14,8 +14,8 @@ use crate::model::membership::Membership;
 use crate::model::names::{ApiHost, DnsName, NAMESPACE, Slot};
 use crate::model::plan::{Change, Plan};
 use crate::model::ports::Ports;
-use crate::model::region::SERVICE;
-use crate::model::route::{Laid, Route};
+use crate::model::region::{SERVICE, SNI_PORT};
+use crate::model::route::{Laid, Mode, Route};
 use crate::rolling;
 use crate::undo::Undo;
 
@@ -95,17 +95,21 @@ impl Join<'_> {
     }
 
     async fn plan_route(&mut self, laid: &[Laid; 2], plan: &mut Plan) -> Result<(Route, Ports)> {
-        let (_, slot) = slots(laid, self.serving(), (&self.access.host, self.access.port));
+        let (serving, other) = self.slots(laid).await?;
+        let slot = self.kept(laid, serving).unwrap_or(other);
         let current = &laid[slot as usize];
         let mut route = self.route(slot, current.route.as_ref());
         let preferred = self.moves_from().map(|old| old.node_port).filter(|_| current.ports.is_none());
-        let ports = self.take_ports(&route, preferred).await?;
+        let (before, ports) = match route.mode() {
+            Mode::Port => (current.ports, self.take_ports(&route, preferred).await?),
+            Mode::Sni => (self.region.ports(SNI_PORT).await?, self.region.take_own_ports(None).await?.0),
+        };
         route.listen = ports.listen;
         self.region.put_route(&route).await?;
         let from = current.route.as_ref().map_or(Value::Null, data);
         plan.add(self.change(&self.place(), format!("ConfigMap {NAMESPACE}/{}", route.name()), from, data(&route)));
         let of = |ports: Ports| json!({"port": ports.listen, "nodePort": ports.node});
-        let from = current.ports.map_or(Value::Null, of);
+        let from = before.map_or(Value::Null, of);
         plan.add(self.change(&self.place(), format!("Service {NAMESPACE}/{SERVICE}, port {}", route.port_name()), from, of(ports)));
         Ok((route, ports))
     }
@@ -138,6 +142,7 @@ impl Join<'_> {
             sources: route.sources.clone(),
             alias,
             node_port: ports.node,
+            mode: route.mode(),
             identity: String::new(),
             expires: None,
         };

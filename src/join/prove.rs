@@ -15,8 +15,9 @@ use crate::model::lifetime;
 use crate::model::membership::{self, Membership};
 use crate::model::names::{ApiHost, DnsName, Slot};
 use crate::model::ports::Ports;
+use crate::model::region::SNI_LISTEN;
 use crate::model::report::{Reason, Uptake, uptake};
-use crate::model::route::{Laid, Route};
+use crate::model::route::{Laid, Mode, Route};
 use crate::probe::{self, Door};
 use crate::undo::Step;
 
@@ -44,18 +45,21 @@ impl Join<'_> {
             cluster: self.member.cluster.clone(),
             host: self.access.host.clone(),
             port: self.access.port,
-            listen: 0,
+            listen: SNI_LISTEN,
             sources: self.member.sources.clone(),
+            server_name: self.server_name.clone(),
             alias: current.and_then(|route| route.alias.clone()),
             proven_at: current.and_then(|route| route.proven_at),
             uid: current.map(|route| route.uid.clone()).unwrap_or_default(),
         }
     }
 
-    /// Lays the way in this slot, to see whether it leads to the cluster, and takes it away again.
+    /// Lays the way in this slot, by a port that is there for that only, to see whether it leads to the cluster, and takes it away
+    /// again.
     pub(super) async fn try_out(&mut self, slot: Slot) -> Result<()> {
-        let mark = self.undo.mark();
+        let (mark, server_name) = (self.undo.mark(), self.server_name.take());
         self.lay(slot, None, None).await?;
+        self.server_name = server_name;
         self.undo.back_to(mark).await
     }
 
@@ -65,26 +69,16 @@ impl Join<'_> {
         let turns = self.turns;
         let turn = turns.acquire().await;
         let mut route = self.route(slot, current.as_ref());
-        let had = self.region.ports(&route.port_name()).await?;
-        match (had, self.asked(slot).await?) {
-            (Some(had), Some(asked)) if had.node != asked => {
-                return Err(Failure::new(
-                    Kind::NodePortTaken,
-                    format!(
-                        "cluster {} has node port {} already, and moving it to {asked} would cut its connections",
-                        route.cluster, had.node
-                    ),
-                    format!("leave out nodePort, or give {}", had.node),
-                ));
+        let ports = match route.mode() {
+            Mode::Port => Some(self.lay_ports(&route, preferred).await?),
+            Mode::Sni => {
+                // The Service may have come with this route.
+                let none = self.hub.id.port_name(&route.cluster, slot);
+                self.undo.note(self.release(none));
+                None
             }
-            (Some(_), _) => {}
-            (None, _) => {
-                self.undo.note(Step::ReleasePorts(Box::new(self.hub.clone()), Box::new(self.region.clone()), route.port_name()))
-            }
-        }
-        let ports = self.take_ports(&route, preferred.filter(|_| had.is_none())).await?;
-        route.listen = ports.listen;
-        self.changed |= had.is_none();
+        };
+        route.listen = ports.map_or(route.listen, |ports| ports.listen);
         if current.as_ref().map(Route::digest) != Some(route.digest()) {
             // Proven is only what leads where it led.
             (route.alias, route.proven_at) = (None, None);
@@ -95,6 +89,16 @@ impl Join<'_> {
             route.uid = self.region.put_route(&route).await?;
             self.changed = true;
         }
+        let ports = match ports {
+            Some(ports) => ports,
+            // After the route: whoever finds it there leaves the Service alone.
+            None => {
+                let new = current.is_none().then(|| route.name());
+                let (ports, written) = self.region.take_own_ports(new.as_deref()).await?;
+                self.changed |= written;
+                ports
+            }
+        };
         drop(turn);
         self.applied(&route).await?;
 
@@ -110,6 +114,7 @@ impl Join<'_> {
         }
         Ok(Membership {
             region: self.member.region.clone(),
+            mode: route.mode(),
             upstream: route.host,
             upstream_port: route.port,
             sources: route.sources,
@@ -118,6 +123,32 @@ impl Join<'_> {
             identity,
             expires: lifetime::expiry(&self.access),
         })
+    }
+
+    fn release(&self, port_name: String) -> Step {
+        Step::ReleasePorts(Box::new(self.hub.clone()), Box::new(self.region.clone()), port_name)
+    }
+
+    /// Gives a route the ports that are its own.
+    async fn lay_ports(&mut self, route: &Route, preferred: Option<u16>) -> Result<Ports> {
+        let had = self.region.ports(&route.port_name()).await?;
+        match (had, self.asked(route.slot).await?) {
+            (Some(had), Some(asked)) if had.node != asked => {
+                return Err(Failure::new(
+                    Kind::NodePortTaken,
+                    format!(
+                        "cluster {} has node port {} already, and moving it to {asked} would cut its connections",
+                        route.cluster, had.node
+                    ),
+                    format!("leave out nodePort, or give {}", had.node),
+                ));
+            }
+            (Some(_), _) => {}
+            (None, _) => self.undo.note(self.release(route.port_name())),
+        }
+        let ports = self.take_ports(route, preferred.filter(|_| had.is_none())).await?;
+        self.changed |= had.is_none();
+        Ok(ports)
     }
 
     /// The node port asked for, unless the cluster's other slot has it.

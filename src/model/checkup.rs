@@ -12,8 +12,9 @@ use super::membership::Membership;
 use super::names::{ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
-use super::region::KIND_PROXY;
+use super::region::{KIND_PROXY, SNI_PORT};
 use super::report::{Uptake, uptake};
+use super::route::Mode;
 use crate::error::{Failure, Kind};
 
 /// How long before their end credentials count as expiring.
@@ -282,7 +283,12 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
     let Some(route) = &laid.route else {
         let missing = Problem::new(format!("region {region} has no route of it"), again());
         let skipped = || Outcome::Skipped("there is no route".into());
-        return [Outcome::Failed(missing), skipped(), skipped(), port(cluster, laid.ports, None)];
+        return [
+            Outcome::Failed(missing),
+            skipped(),
+            skipped(),
+            port(cluster, inside.ports_of(cluster.membership.mode, laid), None),
+        ];
     };
     let proven = match route.proven_at {
         Some(at) => Outcome::Ok(format!("at {at}")),
@@ -300,14 +306,17 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
         )),
         Uptake::NoProxy => Outcome::Skipped("no proxy is ready".into()),
     };
-    let leads = format!("to {}:{}", route.host, route.port);
-    [Outcome::Ok(leads), proven, applied, port(cluster, laid.ports, Some(route.listen))]
+    let by_name = route.server_name.as_ref().map(|name| format!("{name} ")).unwrap_or_default();
+    let leads = format!("{by_name}to {}:{}", route.host, route.port);
+    [Outcome::Ok(leads), proven, applied, port(cluster, inside.ports_of(cluster.membership.mode, laid), Some(route.listen))]
 }
 
 fn port(cluster: &SeenCluster, ports: Option<super::ports::Ports>, listen: Option<u16>) -> Outcome {
-    let used = cluster.node_port();
+    let used = cluster.serving().node_port;
+    let Membership { region, mode, .. } = &cluster.membership;
     let cause = match (ports, listen) {
-        (None, _) => format!("the Service of region {} has no port of it", cluster.membership.region),
+        (None, _) if *mode == Mode::Sni => format!("the Service of region {region} has no port {SNI_PORT}"),
+        (None, _) => format!("the Service of region {region} has no port of it"),
         (Some(ports), _) if ports.node != used => format!("its node port is {}, and the hub connects to {used}", ports.node),
         (Some(ports), Some(listen)) if ports.listen != listen => {
             format!("node port {used} leads to port {} of the proxies, which listen on {listen} for it", ports.listen)
@@ -332,14 +341,14 @@ fn alias(
     let cause = match (nodes, entries) {
         _ if now.is_empty() => format!("the gateway has no host alias {alias}"),
         _ if !aliases.has(&wanted) => format!("host alias {alias} is not recorded for it on the gateway"),
-        (_, Some(entries)) => match entries.leads(&[cluster.node_port()].into(), &BTreeSet::new()) {
+        (_, Some(entries)) => match entries.leads(&[cluster.serving().node_port].into(), &BTreeSet::new()) {
             Some(leads) if leads.groups.contains(&now) => {
                 return Outcome::Ok(format!("{alias} leads to {}, which lead to nodes {}", list(&now), list(&entries.nodes())));
             }
             Some(leads) => {
                 format!("host alias {alias} leads to {}, and the region's Services are {}", list(&now), list(&leads.all()))
             }
-            None => format!("the region's Services on the hub do not lead port {} to any node", cluster.node_port()),
+            None => format!("the region's Services on the hub do not lead port {} to any node", cluster.serving().node_port),
         },
         (Some(nodes), None) if now != nodes => {
             format!("host alias {alias} leads to {}, and the region's nodes are {}", list(&now), list(&nodes))

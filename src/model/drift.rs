@@ -16,7 +16,8 @@ use super::names::{ClusterName, HubId, MANAGER};
 use super::nodes::{Way, aliased_addresses};
 use super::observed::{Inside, SeenRegion};
 use super::ports::{Ports, free_listen, paired};
-use super::route::Route;
+use super::region::SNI_LISTEN;
+use super::route::{Laid, Mode, Route};
 
 /// A cluster that was joined through a region, by the hub's records.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -229,8 +230,8 @@ fn doubt(member: &Member) -> Trouble {
 
 /// What a cluster's way through its region lacks.
 fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
-    let Membership { region, upstream, upstream_port, sources, alias, node_port, .. } = &member.membership;
-    let (slot, laid) = inside.slot(hub, &member.name, &member.membership, *node_port);
+    let Membership { region, upstream, upstream_port, sources, alias, node_port, mode, .. } = &member.membership;
+    let (slot, laid) = inside.slot(hub, &member.name, &member.membership, member.membership.serving());
     let laid = &laid[slot as usize];
     let mut route = Route {
         slot,
@@ -238,31 +239,40 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
         cluster: member.name.clone(),
         host: upstream.clone(),
         port: *upstream_port,
-        listen: 0,
+        listen: SNI_LISTEN,
         sources: sources.clone(),
+        server_name: member.membership.server_name().cloned(),
         alias: Some(alias.clone()),
         // It was proven, or it would not be joined; of when, a lost one tells no more than that.
         proven_at: laid.route.as_ref().and_then(|route| route.proven_at).or(Some(member.since)),
         uid: laid.route.as_ref().map(|route| route.uid.clone()).unwrap_or_default(),
     };
+    if *mode == Mode::Port {
+        route.listen = free_listen_of(&route, laid, *node_port, inside);
+    }
+    let ports = Ports { listen: route.listen, node: *node_port };
+    let lost = Lost { route: laid.route.as_ref() != Some(&route), port: inside.ports_of(*mode, laid) != Some(ports) };
+    (lost.route || lost.port).then(|| Repair::Way { region: region.clone(), route: Box::new(route), ports, lost })
+}
+
+/// What the proxies are to listen on for a route: what is left of that, or the next that is free.
+fn free_listen_of(route: &Route, laid: &Laid, node_port: u16, inside: &Inside) -> u16 {
     let name = route.port_name();
     let taken = |listen: u16| {
         inside.ports.iter().any(|(other, ports)| *other != name && ports.listen == listen)
             || inside.routes.iter().any(|other| other.port_name() != name && other.listen == listen)
     };
-    let halves = [laid.ports.map(|ports| ports.listen), laid.route.as_ref().map(|route| route.listen)];
-    route.listen = match halves {
+    let told = laid.route.as_ref().filter(|route| route.mode() == Mode::Port).map(|route| route.listen);
+    let halves = [laid.ports.map(|ports| ports.listen), told];
+    match halves {
         [Some(one), Some(other)] if one == other => one,
         // One of them was bent, or only one is there: whichever is nobody else's.
         _ => halves
             .into_iter()
             .flatten()
             .find(|listen| !taken(*listen))
-            .unwrap_or_else(|| free_listen(paired(*node_port, inside.settings.node_ports), taken)),
-    };
-    let ports = Ports { listen: route.listen, node: *node_port };
-    let lost = Lost { route: laid.route.as_ref() != Some(&route), port: laid.ports != Some(ports) };
-    (lost.route || lost.port).then(|| Repair::Way { region: region.clone(), route: Box::new(route), ports, lost })
+            .unwrap_or_else(|| free_listen(paired(node_port, inside.settings.node_ports), taken)),
+    }
 }
 
 /// What the gateway lacks of the regions that can be read.

@@ -274,6 +274,11 @@ impl Entries {
         self.0.iter().filter(|(_, entry)| entry.ports.contains(&port)).map(of).collect()
     }
 
+    /// The name and version of every Service of the region.
+    pub fn versions(&self, region: &ClusterName) -> Vec<(String, String)> {
+        self.0.iter().map(|(place, entry)| (place.service_name(region), entry.version.clone())).collect()
+    }
+
     /// A port of every EndpointSlice there is, at each address: what to dial to know whether the hub's nodes lead there.
     pub fn doors(&self) -> Vec<(IpAddr, u16)> {
         let of = |entry: &Entry| -> Vec<_> {

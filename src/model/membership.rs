@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::names::{ApiHost, ClusterName, DnsName};
+use super::route::{Mode, Serving, Way};
 use super::sources::SourceRanges;
 
 /// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
@@ -32,6 +33,8 @@ pub struct Membership {
     pub alias: DnsName,
     /// The node port there.
     pub node_port: u16,
+    /// By what the region tells its connections from those to others: where by name, its alias is that.
+    pub mode: Mode,
     /// UID of the cluster's namespace `kube-system`.
     pub identity: String,
     /// When the credentials that the hub has for it end, where that can be told.
@@ -49,6 +52,21 @@ impl Membership {
         endpoint(&self.alias, self.node_port)
     }
 
+    /// By what the hub reaches it.
+    pub fn serving(&self) -> Serving<'_> {
+        Serving { host: self.alias.as_str(), node_port: self.node_port }
+    }
+
+    /// The way that its region has to have for it.
+    pub fn way(&self) -> Way<'_> {
+        Way { host: &self.upstream, port: self.upstream_port, server_name: self.server_name() }
+    }
+
+    /// The TLS name that tells its connections from others'; none: it has a node port for itself.
+    pub fn server_name(&self) -> Option<&DnsName> {
+        (self.mode == Mode::Sni).then_some(&self.alias)
+    }
+
     /// The annotations.
     pub fn to_annotations(&self) -> BTreeMap<String, String> {
         [
@@ -57,7 +75,7 @@ impl Membership {
             ("upstream", super::kubeconfig::authority_part(&self.upstream.to_string(), self.upstream_port)),
             ("alias", self.alias.to_string()),
             ("node-port", self.node_port.to_string()),
-            ("mode", "port".to_owned()),
+            ("mode", self.mode.to_string()),
             ("identity", self.identity.clone()),
         ]
         .into_iter()
@@ -81,6 +99,7 @@ impl Membership {
             sources: get("source-ranges").map(|ranges| ranges.parse()).transpose().ok()?.unwrap_or_default(),
             alias: get("alias")?.parse().ok()?,
             node_port: get("node-port")?.parse().ok()?,
+            mode: get("mode").map_or(Some(Mode::Port), |mode| mode.parse().ok())?,
             identity: get("identity")?.clone(),
             expires: get("expires").and_then(|expires| expires.parse().ok()),
         })
@@ -95,10 +114,11 @@ mod tests {
     fn the_record_reads_back() {
         let end = "2026-12-24T09:00:00Z".parse().unwrap();
         let hub: SourceRanges = "10.80.0.10,2001:db8::/32".parse().unwrap();
-        for (upstream, expires, sources) in [
-            ("api.example", None, hub),
-            ("10.0.0.1", Some(end), SourceRanges::EVERYBODY),
-            ("2001:db8::1", None, SourceRanges::EVERYBODY),
+        for (upstream, expires, sources, mode) in [
+            ("api.example", None, SourceRanges::EVERYBODY, Mode::Sni),
+            ("api.example", None, hub, Mode::Port),
+            ("10.0.0.1", Some(end), SourceRanges::EVERYBODY, Mode::Port),
+            ("2001:db8::1", None, SourceRanges::EVERYBODY, Mode::Port),
         ] {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
@@ -107,13 +127,18 @@ mod tests {
                 sources: sources.clone(),
                 alias: "api.example".parse().unwrap(),
                 node_port: 30001,
+                mode,
                 identity: "uid".into(),
                 expires,
             };
             let mut annotations = membership.to_annotations();
             let there = OPTIONAL.map(|key| annotations.contains_key(key));
             assert_eq!(there, [expires.is_some(), !sources.is_empty()]);
-            assert_eq!(Membership::from_annotations(&annotations), Some(membership));
+            assert_eq!(Membership::from_annotations(&annotations).as_ref(), Some(&membership));
+            let mut older = annotations.clone();
+            older.remove("xregion.oam.dev/mode");
+            let older = Membership::from_annotations(&older);
+            assert_eq!(older, Some(Membership { mode: Mode::Port, ..membership }), "no mode was recorded once");
             annotations.insert("xregion.oam.dev/source-ranges".into(), "anybody".into());
             assert_eq!(Membership::from_annotations(&annotations), None, "what can't be read is not taken for everybody");
             annotations.insert("xregion.oam.dev/source-ranges".into(), "0.0.0.0/0".into());

@@ -1,13 +1,14 @@
 //! nginx's configuration, rendered from routes for the nginx that is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use super::names::DnsName;
 use super::region::Timeouts;
 use super::route::Route;
-use super::sources::SourceRanges;
+use super::sources::{SourceRange, SourceRanges};
 
 /// Connections a worker can hold for traffic: a session takes two. nginx's own default of 512 is 256 sessions.
 const CONNECTIONS: usize = 8192;
@@ -23,6 +24,13 @@ const LONGEST_DIRECTORY: usize = 80;
 const SNI_FILE: &str = "sni.conf";
 /// Seconds a connection has to say which name it asks for. A client sends that first thing.
 const PREREAD_SECONDS: u32 = 5;
+/// The name of its access log's format, which no cluster's can be: those end with a hash.
+const SNI_LOG: &str = "xregion-sni";
+/// What stands in it beside what is in every route's: nginx receives a session's first bytes, which tell its name, without counting them.
+const FORWARDED: &str = r#","forwarded":"$upstream_bytes_sent""#;
+/// Bytes of a bucket of nginx's hashes of names, each of which must fit with two pointers, and how many buckets there are at most.
+const BUCKET: usize = 512;
+const BUCKETS: usize = 8192;
 
 /// What `nginx -V` says about a build that matters here.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -116,11 +124,19 @@ impl Host {
 
     /// Renders the configuration; equal inputs give equal text, so comparing text tells whether a reload is needed.
     pub fn render<'a>(&self, limits: Limits, served: impl IntoIterator<Item = &'a Served>) -> Files {
-        let route = |served: &Served| (file_name(&served.route), self.route(served, &limits));
-        let mut files: Files = served.into_iter().map(route).collect();
-        let main = self.main(&limits, files.len());
-        files.insert("nginx.conf".into(), main);
-        files.insert(SNI_FILE.into(), self.sni());
+        let mut files = Files::new();
+        let (mut listeners, mut names) = (1, BTreeMap::new());
+        for served in served {
+            let route = &served.route;
+            files.insert(file_name(route), self.route(served, &limits));
+            match &route.server_name {
+                None => listeners += 1,
+                // Whoever has the same name leads to the same upstream.
+                Some(name) => drop(names.entry(name).or_insert(route)),
+            }
+        }
+        files.insert("nginx.conf".into(), self.main(&limits, listeners));
+        files.insert(SNI_FILE.into(), self.sni(&names, &limits));
         files
     }
 
@@ -129,9 +145,9 @@ impl Host {
         format!("server {{\n    listen unix:{};\n    return {generation};\n}}\n", self.socket().display())
     }
 
-    fn main(&self, Limits { timeouts, connections: limit, sources: _ }: &Limits, routes: usize) -> String {
+    fn main(&self, Limits { timeouts, connections: limit, sources: _ }: &Limits, listeners: usize) -> String {
         // A listener occupies a connection in every worker.
-        let connections = CONNECTIONS + (routes + 1) * if self.ipv6 { 2 } else { 1 } + 1;
+        let connections = CONNECTIONS + listeners * if self.ipv6 { 2 } else { 1 } + 1;
         let open_files = self.open_files.min(connections as u64 + OTHER_FILES);
         let module = self.build.stream_module.as_ref().map(|path| format!("load_module {};\n", path.display()));
         let user = self.user.as_ref().map(|user| format!("user {user};\n"));
@@ -172,18 +188,38 @@ stream {{
 
     /// The one server for all that are told apart by the TLS name they ask for: a name that is not listed leads nowhere, and no connection
     /// ever to a host of the client's choosing.
-    fn sni(&self) -> String {
-        let listeners = self.listeners(self.sni_listen);
+    fn sni(&self, names: &BTreeMap<&DnsName, &Route>, limits: &Limits) -> String {
+        // To nginx, `default` and `include` mean something here, and so does how a word begins; what follows a backslash is a plain word,
+        // and a quoted string makes one backslash of two.
+        let upstreams = names.iter().map(|(name, route)| format!("    \"\\\\{name}\" {};\n", label(route)));
+        let clusters = names.values().map(|route| format!("    {} {};\n", label(route), route.cluster));
+        let hubs = names.values().map(|route| format!("    {} {};\n", label(route), route.hub.short()));
+        let [upstreams, clusters, hubs]: [String; 3] = [upstreams.collect(), clusters.collect(), hubs.collect()];
         format!(
-            "map $ssl_preread_server_name $xregion_upstream {{
+            "# Room for the longest names
+map_hash_bucket_size {BUCKET};
+map_hash_max_size {BUCKETS};
+map $ssl_preread_server_name $xregion_upstream {{
     default \"\";
-}}
+{upstreams}}}
+map $xregion_upstream $xregion_cluster {{
+    default \"\";
+{clusters}}}
+map $xregion_upstream $xregion_hub {{
+    default \"\";
+{hubs}}}
+{log}
 server {{
-{listeners}    ssl_preread on;
+{listeners}{sources}    ssl_preread on;
     preread_timeout {PREREAD_SECONDS}s;
     proxy_pass $xregion_upstream;
+    access_log /dev/stdout {SNI_LOG} if=$xregion_upstream;
 }}
-"
+",
+            log = log_format(SNI_LOG, "$xregion_cluster", "$xregion_hub", FORWARDED),
+            listeners = self.listeners(self.sni_listen),
+            // Whose the connection is, is known too late for ranges of a route.
+            sources = access(limits.sources.both(&SourceRanges::EVERYBODY)),
         )
     }
 
@@ -196,36 +232,45 @@ server {{
     fn route(&self, Served { route, addresses }: &Served, limits: &Limits) -> String {
         let name = label(route);
         let mut text = format!("# {}, {}:{}\n", route.cluster, route.host, route.port);
-        // What is JSON for us is text for nginx, which fills the rest in; neither name can hold a character that means something to either.
-        let _ = writeln!(
-            text,
-            "log_format {name} escape=json '{{\"time\":\"$time_iso8601\",\"cluster\":\"{cluster}\",\"hub\":\"{hub}\",\"from\":\"$remote_addr\",\
-             \"to\":\"$upstream_addr\",\"status\":\"$status\",\"received\":$bytes_received,\"sent\":$bytes_sent,\"seconds\":$session_time,\
-             \"connect\":\"$upstream_connect_time\"}}';",
-            cluster = route.cluster,
-            hub = route.hub.short(),
-        );
+        if route.server_name.is_none() {
+            let _ = writeln!(text, "{}", log_format(&name, route.cluster.as_str(), &route.hub.short(), ""));
+        }
         let _ = writeln!(text, "upstream {name} {{");
         for address in addresses {
             // Without `max_fails=0` nginx sets a failing address aside for 10 s, and once all are it refuses every connection,
             // also when the API server is back. So each connection tries in turn; DNS says which addresses are still good.
             let _ = writeln!(text, "    server {} max_fails=0;", SocketAddr::new(*address, route.port));
         }
-        text.push_str("}\nserver {\n");
+        text.push_str("}\n");
+        if route.server_name.is_some() {
+            return text;
+        }
+        text.push_str("server {\n");
         text.push_str(&self.listeners(route.listen));
-        // The first that fits decides.
-        for range in limits.sources.both(&route.sources).iter().flatten() {
-            let _ = writeln!(text, "    allow {range};");
-        }
-        if !limits.sources.is_empty() || !route.sources.is_empty() {
-            text.push_str("    deny all;\n");
-        }
+        text.push_str(&access(limits.sources.both(&route.sources)));
         if limits.connections > 0 {
             let _ = writeln!(text, "    limit_conn routes {};", limits.connections);
         }
         let _ = write!(text, "    proxy_pass {name};\n    access_log /dev/stdout {name};\n}}\n");
         text
     }
+}
+
+/// The record of a session. What is JSON for us is text for nginx, which fills the rest in; neither name can hold a character that means
+/// something to either.
+fn log_format(name: &str, cluster: &str, hub: &str, more: &str) -> String {
+    format!(
+        "log_format {name} escape=json '{{\"time\":\"$time_iso8601\",\"cluster\":\"{cluster}\",\"hub\":\"{hub}\",\"from\":\"$remote_addr\",\
+         \"to\":\"$upstream_addr\",\"status\":\"$status\",\"received\":$bytes_received,\"sent\":$bytes_sent,\"seconds\":$session_time,\
+         \"connect\":\"$upstream_connect_time\"{more}}}';"
+    )
+}
+
+/// Who may connect: the first that fits decides. None: everybody.
+fn access(ranges: Option<BTreeSet<SourceRange>>) -> String {
+    let Some(ranges) = ranges else { return String::new() };
+    let allowed: String = ranges.iter().map(|range| format!("    allow {range};\n")).collect();
+    allowed + "    deny all;\n"
 }
 
 /// A cluster's name and its hub's, of `[a-z0-9-]` only. A slot's suffix is no hash of a hub.
@@ -275,6 +320,7 @@ mod tests {
             port: 443,
             listen: 8000,
             sources: SourceRanges::EVERYBODY,
+            server_name: None,
             alias: None,
             proven_at: None,
             uid: String::new(),
@@ -329,9 +375,40 @@ mod tests {
         assert_eq!(host().render(limits(), [&one, &second]).len(), 4);
     }
 
+    fn named(name: &str, served: Served) -> Served {
+        let route = Route { listen: SNI_LISTEN, server_name: Some(name.parse().unwrap()), ..served.route };
+        Served { route, ..served }
+    }
+
+    #[test]
+    fn routes_by_name_share_one_server_and_each_name_is_served_once() {
+        let one = named("api.example", served("a", "api.example", &["192.0.2.1"]));
+        // Names that mean something to nginx where they stand.
+        let others =
+            ["default", "include", "hostnames", "volatile", "n"].map(|name| named(name, served(name, "x", &["192.0.2.2"])));
+        let mut twice = one.clone();
+        twice.route.cluster = "b".parse().unwrap();
+        let ported = served("c", "c.example", &["192.0.2.3"]);
+        let files = host().render(limits(), others.iter().chain([&twice, &one, &ported]));
+        let (hub, text) = (HubId::new("hub-uid").short(), &files["sni.conf"]);
+        for want in [
+            "map $ssl_preread_server_name $xregion_upstream {\n    default \"\";\n    \"\\\\api.example\" b-HUB;\n    \"\\\\default\" default-HUB;\n",
+            "map $xregion_upstream $xregion_cluster {\n    default \"\";\n    b-HUB b;\n",
+            "map $xregion_upstream $xregion_hub {\n    default \"\";\n    b-HUB HUB;\n",
+            "    listen 7443 so_keepalive=60s:15s:4;\n    listen [::]:7443 so_keepalive=60s:15s:4;\n    ssl_preread on;\n",
+            "    proxy_pass $xregion_upstream;\n    access_log /dev/stdout xregion-sni if=$xregion_upstream;\n",
+        ] {
+            assert!(text.contains(&want.replace("HUB", &hub)), "{want}: {text}");
+        }
+        assert_eq!(text.matches("api.example").count(), 1, "{text}");
+        let route = "# a, api.example:443\nupstream a-HUB {\n    server 192.0.2.1:443 max_fails=0;\n}\n";
+        assert_eq!(files[&format!("routes/a-{hub}.conf")], route.replace("HUB", &hub));
+        assert!(files["nginx.conf"].contains("worker_connections 8197;"), "two ports are listened on");
+    }
+
     #[test]
     fn the_main_file_follows_the_build_the_limits_and_the_region() {
-        let stock = host().main(&limits(), 1);
+        let stock = host().main(&limits(), 2);
         assert!(!stock.contains("load_module") && !stock.contains("user "), "{stock}");
         for want in
             ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8197;"]
@@ -339,7 +416,7 @@ mod tests {
             assert!(stock.contains(want), "{want}: {stock}");
         }
         let tight = Host { build: Build::parse(DEBIAN).unwrap(), open_files: 1024, user: Some("root".into()), ..host() };
-        let text = tight.main(&Limits { timeouts: Timeouts { drain_seconds: 0, ..limits().timeouts }, ..limits() }, 0);
+        let text = tight.main(&Limits { timeouts: Timeouts { drain_seconds: 0, ..limits().timeouts }, ..limits() }, 1);
         assert!(text.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\n"), "{text}");
         assert!(text.contains("worker_rlimit_nofile 1024;") && text.contains("worker_shutdown_timeout 1s;"), "{text}");
     }
@@ -387,14 +464,20 @@ mod tests {
     proptest! {
         /// Braces, semicolons and quotes end what they stand in: their number must not depend on the route's text.
         #[test]
-        fn no_route_can_inject(cluster in ".{0,70}", upstream in ".{0,80}", hub in ".{0,40}", port: u16, address: IpAddr) {
+        fn no_route_can_inject(
+            cluster in ".{0,70}", upstream in ".{0,80}", hub in ".{0,40}", name in ".{0,40}|[a-z]{1,9}", port: u16, address: IpAddr,
+        ) {
             let plain = served("a", "b", &["192.0.2.1"]);
             let (Ok(cluster), Ok(upstream)) = (cluster.parse(), upstream.parse()) else { return Ok(()) };
             let route = Route { hub: HubId::new(hub), cluster, host: upstream, port, ..plain.route.clone() };
             let marks = |served: &Served| {
-                host().route(served, &limits()).chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
+                let files = host().render(limits(), [served]);
+                files.into_values().collect::<String>().chars().filter(|c| "{};\n\"'\\$#".contains(*c)).collect::<String>()
             };
-            prop_assert_eq!(marks(&Served { route, addresses: vec![address] }), marks(&plain));
+            let wild = Served { route, addresses: vec![address] };
+            prop_assert_eq!(marks(&wild), marks(&plain));
+            let Ok(name) = name.parse::<DnsName>() else { return Ok(()) };
+            prop_assert_eq!(marks(&named(name.as_str(), wild)), marks(&named("x", plain)));
         }
     }
 }

@@ -11,9 +11,9 @@ use super::membership::Membership;
 use super::names::{ClusterName, HubId, Slot};
 use super::nodes::EntryNode;
 use super::ports::Ports;
-use super::region::Region as Settings;
+use super::region::{Region as Settings, SNI_PORT};
 use super::report::Report;
-use super::route::{Laid, Route, slots};
+use super::route::{Laid, Mode, Route, Serving, slots};
 use crate::error::Result;
 
 /// A hub, its regions and the clusters joined through them.
@@ -133,13 +133,12 @@ impl Observed {
 impl SeenCluster {
     /// The slot by which it is reached, and what is in each.
     pub fn slot(&self, hub: &HubId, inside: &Inside) -> (Slot, [Laid; 2]) {
-        inside.slot(hub, &self.name, &self.membership, self.node_port())
+        inside.slot(hub, &self.name, &self.membership, self.serving())
     }
 
-    /// The node port that KubeVela connects to; where its Secret doesn't say, the one on record.
-    pub fn node_port(&self) -> u16 {
-        let named = self.endpoint.as_deref().and_then(|endpoint| endpoint.rsplit_once(':')?.1.parse().ok());
-        named.unwrap_or(self.membership.node_port)
+    /// By what KubeVela reaches it; where its Secret doesn't say, what is on record.
+    pub fn serving(&self) -> Serving<'_> {
+        self.endpoint.as_deref().and_then(Serving::of).unwrap_or_else(|| self.membership.serving())
     }
 }
 
@@ -149,13 +148,26 @@ impl Inside {
         self.proxies.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect()
     }
 
-    /// The slot by which a cluster is reached, at this node port, and what is in each.
-    pub fn slot(&self, hub: &HubId, name: &ClusterName, membership: &Membership, node_port: u16) -> (Slot, [Laid; 2]) {
+    /// The region's own port, by which clusters are reached that are told apart by name.
+    pub fn own_ports(&self) -> Option<Ports> {
+        self.ports.get(SNI_PORT).copied()
+    }
+
+    /// The ports of a cluster that is joined in this way, of which this is laid.
+    pub fn ports_of(&self, mode: Mode, laid: &Laid) -> Option<Ports> {
+        match mode {
+            Mode::Port => laid.ports,
+            Mode::Sni => self.own_ports(),
+        }
+    }
+
+    /// The slot by which a cluster is reached, and what is in each.
+    pub fn slot(&self, hub: &HubId, name: &ClusterName, membership: &Membership, serving: Serving<'_>) -> (Slot, [Laid; 2]) {
         let laid = Slot::ALL.map(|slot| Laid {
             route: self.routes.iter().find(|route| route.cluster == *name && route.slot == slot).cloned(),
             ports: self.ports.get(&hub.port_name(name, slot)).copied(),
         });
-        let (serving, home) = slots(&laid, Some(node_port), (&membership.upstream, membership.upstream_port));
+        let (serving, home) = slots(&laid, self.own_ports(), Some(serving), membership.way());
         (serving.unwrap_or(home), laid)
     }
 

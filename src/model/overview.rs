@@ -9,9 +9,8 @@ use super::checkup::{self, Outcome, Problem, Subject};
 use super::drift::Told;
 use super::names::{CONTROLLER, ClusterName, NAMESPACE};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
-use super::region::SNI_PORT;
 use super::report::{Uptake, uptake};
-use super::route::Route;
+use super::route::{Mode, Route};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -120,6 +119,8 @@ pub struct ClusterView {
     pub alias_addresses: Vec<IpAddr>,
     /// The node port by which it is reached.
     pub node_port: u16,
+    /// By what its region tells it from others: `port`, or `sni`, the TLS name.
+    pub mode: Mode,
     /// Its API server, as the region sees it.
     pub upstream: String,
     /// Its route, if the region has one.
@@ -152,6 +153,9 @@ pub struct RouteView {
     /// Where connections may come from, if not from everywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_ranges: Option<Vec<String>>,
+    /// The TLS name that tells its connections from others' there, in mode `sni`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
     /// How many ready proxies serve it.
     pub applied: usize,
     /// How many are ready.
@@ -237,9 +241,9 @@ fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView
             .collect(),
         node_ports: inside.map(|inside| {
             let range = inside.settings.node_ports;
-            let clusters = inside.ports.iter().filter(|(name, _)| *name != SNI_PORT);
-            let used = clusters.filter(|(_, ports)| (range.first..=range.last).contains(&ports.node)).count();
-            let sni = inside.ports.get(SNI_PORT).map(|ports| ports.node);
+            let sni = inside.own_ports().map(|ports| ports.node);
+            let clusters = inside.ports.values().map(|ports| ports.node).filter(|node| Some(*node) != sni);
+            let used = clusters.filter(|node| (range.first..=range.last).contains(node)).count();
             NodePortsView { first: range.first, last: range.last, used, sni }
         }),
         clusters: mine
@@ -266,7 +270,8 @@ fn cluster(observed: &Observed, inside: Option<&Inside>, seen: &SeenCluster) -> 
         endpoint: seen.endpoint.clone(),
         alias: membership.alias.to_string(),
         alias_addresses: aliases.into_iter().collect(),
-        node_port: seen.node_port(),
+        node_port: seen.serving().node_port,
+        mode: membership.mode,
         upstream: format!("{}:{}", membership.upstream, membership.upstream_port),
         route: laid.and_then(|(inside, laid)| Some(route(inside, &laid.route?))),
         reachable: seen.answer.is_ok(),
@@ -292,6 +297,7 @@ fn route(inside: &Inside, route: &Route) -> RouteView {
             .source_ranges
             .both(&route.sources)
             .map(|ranges| ranges.iter().map(ToString::to_string).collect()),
+        server_name: route.server_name.as_ref().map(ToString::to_string),
         applied: inside.served(route),
         proxies: ready.len(),
         problem,

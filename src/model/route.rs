@@ -1,19 +1,93 @@
 //! A route: how a region's proxies reach one business cluster. One ConfigMap in the proxy cluster holds one route, as data.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
 
 use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, Slot, short_hash};
 use super::ports::Ports;
+use super::region::{SNI_LISTEN, SNI_PORT};
 use super::sources::SourceRanges;
+use crate::error::{Failure, Kind, Result};
 
 /// The version of the route's data. An agent refuses one it does not know rather than guess.
 pub const SCHEMA: &str = "1";
 /// Label value (of [`KIND`]) of route ConfigMaps.
 pub const KIND_ROUTE: &str = "route";
+
+/// By what a region tells connections to one cluster from those to others.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By the port: the cluster has a listen port and a node port for itself.
+    #[default]
+    Port,
+    /// By the TLS name they ask for (server name indication), on the region's own port.
+    Sni,
+}
+
+impl Mode {
+    /// As parameters, records and routes spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Sni => "sni",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Port, Self::Sni];
+        all.into_iter().find(|mode| mode.as_str() == text).ok_or_else(|| {
+            Failure::new(
+                Kind::Usage,
+                format!("{text:?} is no mode"),
+                "use port (a node port for the cluster) or sni (the region's own)",
+            )
+        })
+    }
+}
+
+/// The name by which a cluster's connections are told from others', in a mode; none where it has a port for itself. `presented` is the name
+/// that clients check its certificate for.
+///
+/// # Errors
+/// Clients ask an address for no name; or a node port or source ranges are asked for, too.
+pub fn server_name(mode: Mode, presented: ApiHost, node_port: Option<u16>, sources: &SourceRanges) -> Result<Option<DnsName>> {
+    match (mode, presented, node_port) {
+        (Mode::Port, _, _) => Ok(None),
+        (Mode::Sni, _, _) if !sources.is_empty() => Err(Failure::new(
+            Kind::Usage,
+            format!("source ranges ({sources}) are asked for together with mode sni, in which the name is known too late for them"),
+            "leave out sourceRanges, or use mode port; sourceRanges at the region's xregion-proxy apply to all clusters of the region",
+        )),
+        (Mode::Sni, _, Some(port)) => Err(Failure::new(
+            Kind::Usage,
+            format!("node port {port} is asked for together with mode sni, in which clusters share the region's own"),
+            "leave out nodePort, or use mode port; nodePorts.sni at the region's xregion-proxy chooses the one they share",
+        )),
+        (Mode::Sni, ApiHost::Dns(name), None) => Ok(Some(name)),
+        (Mode::Sni, ApiHost::Ip(ip), None) => Err(Failure::new(
+            Kind::NoUsableName,
+            format!("the server of the kubeconfig is the address {ip}, and mode sni tells clusters apart by name"),
+            "set tls-server-name in the kubeconfig to a DNS name of the API server's certificate, or use mode port",
+        )),
+    }
+}
 
 /// One business cluster's way through a region.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,10 +102,12 @@ pub struct Route {
     pub host: ApiHost,
     /// The upstream's TCP port.
     pub port: u16,
-    /// The TCP port a proxy listens on (`targetPort` of the shared Service).
+    /// The TCP port a proxy listens on (`targetPort` of the shared Service): the route's own, or [`SNI_LISTEN`].
     pub listen: u16,
     /// Where connections to it may come from, in the bounds of its region's; nowhere named: from wherever those allow.
     pub sources: SourceRanges,
+    /// The TLS name that tells its connections from others'; none: they come in by a port of its own.
+    pub server_name: Option<DnsName>,
     /// The name that leads to the region's nodes on the hub, once it is known.
     pub alias: Option<DnsName>,
     /// When a join last reached the cluster over this route.
@@ -46,15 +122,30 @@ impl Route {
         self.hub.route_name(&self.cluster, self.slot)
     }
 
-    /// The name of its port on the shared Service.
+    /// By what its connections are told from others'.
+    pub const fn mode(&self) -> Mode {
+        if self.server_name.is_some() { Mode::Sni } else { Mode::Port }
+    }
+
+    /// Where it leads.
+    pub const fn way(&self) -> Way<'_> {
+        Way { host: &self.host, port: self.port, server_name: self.server_name.as_ref() }
+    }
+
+    /// The name of its port on the shared Service: its own, or the region's.
     pub fn port_name(&self) -> String {
-        self.hub.port_name(&self.cluster, self.slot)
+        match self.mode() {
+            Mode::Port => self.hub.port_name(&self.cluster, self.slot),
+            Mode::Sni => SNI_PORT.to_owned(),
+        }
     }
 
     /// What a proxy's configuration depends on, in 16 hex digits: equal digests need no reload.
     pub fn digest(&self) -> String {
         let sources = if self.sources.is_empty() { String::new() } else { format!("\nfrom {}", self.sources) };
-        short_hash(&format!("port\n{}\n{}\n{}{sources}", self.host, self.port, self.listen), 16)
+        let (mode, Self { host, port, listen, .. }) = (self.mode(), self);
+        let told_by = self.server_name.as_ref().map_or_else(|| listen.to_string(), ToString::to_string);
+        short_hash(&format!("{mode}\n{host}\n{port}\n{told_by}{sources}"), 16)
     }
 
     /// What a proxy reports when it serves just this route: one that was removed and made again, just as it was, is another one, and
@@ -71,9 +162,12 @@ impl Route {
             ("cluster", self.cluster.to_string()),
             ("host", self.host.to_string()),
             ("port", self.port.to_string()),
-            ("listen", self.listen.to_string()),
-            ("mode", "port".to_owned()),
+            ("mode", self.mode().to_string()),
         ]);
+        data.extend([match &self.server_name {
+            Some(name) => ("serverName", name.to_string()),
+            None => ("listen", self.listen.to_string()),
+        }]);
         data.extend((self.slot == Slot::Second).then(|| ("slot", "second".to_owned())));
         data.extend((!self.sources.is_empty()).then(|| ("sourceRanges", self.sources.to_string())));
         data.extend(self.alias.as_ref().map(|alias| ("alias", alias.to_string())));
@@ -112,17 +206,21 @@ impl Route {
         if get("schema")? != SCHEMA {
             return Err(format!("its schema is {:?}, this version knows {SCHEMA:?}", get("schema")?));
         }
-        if get("mode")? != "port" {
-            return Err(format!("its mode is {:?}, this version knows \"port\"", get("mode")?));
-        }
+        let mode: Mode =
+            get("mode")?.parse().map_err(|_| format!("its mode is {:?}, this version knows \"port\" and \"sni\"", data["mode"]))?;
+        let (listen, server_name) = match mode {
+            Mode::Port => (port("listen", get("listen")?)?, None),
+            Mode::Sni => (SNI_LISTEN, Some(parse("serverName", get("serverName")?)?)),
+        };
         let route = Self {
             slot: if data.get("slot").is_some_and(|text| text == "second") { Slot::Second } else { Slot::First },
             hub: HubId::new(get("hub")?),
             cluster: parse("cluster", get("cluster")?)?,
             host: parse("host", get("host")?)?,
             port: port("port", get("port")?)?,
-            listen: port("listen", get("listen")?)?,
+            listen,
             sources: data.get("sourceRanges").map(|text| parse("sourceRanges", text)).transpose()?.unwrap_or_default(),
+            server_name,
             alias: data.get("alias").map(|text| parse("alias", text)).transpose()?,
             proven_at: data.get("provenAt").map(|text| parse("provenAt", text)).transpose()?,
             uid: map.metadata.uid.clone().unwrap_or_default(),
@@ -139,19 +237,53 @@ impl Route {
 pub struct Laid {
     /// The route, if it can be read.
     pub route: Option<Route>,
-    /// Its ports.
+    /// The ports of its own.
     pub ports: Option<Ports>,
 }
 
-/// The slot that serves a cluster which the hub reaches at the node port `serving`, and the slot where the way to an upstream belongs:
-/// that one if it leads there already, else the other.
-pub fn slots(laid: &[Laid; 2], serving: Option<u16>, upstream: (&ApiHost, u16)) -> (Option<Slot>, Slot) {
+/// Where a way leads, and by what name if it has no port of its own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Way<'a> {
+    /// The upstream.
+    pub host: &'a ApiHost,
+    /// Its TCP port.
+    pub port: u16,
+    /// The TLS name.
+    pub server_name: Option<&'a DnsName>,
+}
+
+/// By what a hub reaches a cluster: the parts of its endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Serving<'a> {
+    /// The host, which is also the TLS name that is asked for.
+    pub host: &'a str,
+    /// The node port.
+    pub node_port: u16,
+}
+
+impl<'a> Serving<'a> {
+    /// Of an endpoint such as `https://api.example:30000`.
+    pub fn of(endpoint: &'a str) -> Option<Self> {
+        let (host, port) = endpoint.strip_prefix("https://")?.rsplit_once(':')?;
+        Some(Self { host, node_port: port.parse().ok()? })
+    }
+}
+
+/// The slot that serves a cluster which the hub reaches by `serving`, and the slot where a way belongs: that one if it leads there already,
+/// else the other. `own` is the region's own port, by which the routes by name are reached.
+pub fn slots(laid: &[Laid; 2], own: Option<Ports>, serving: Option<Serving<'_>>, way: Way<'_>) -> (Option<Slot>, Slot) {
     let at = |slot: Slot| &laid[slot as usize];
-    let leads = |slot: Slot| at(slot).route.as_ref().is_some_and(|route| (&route.host, route.port) == upstream);
-    let serves = |slot: &Slot| serving.is_some() && at(*slot).ports.map(|ports| ports.node) == serving;
+    let leads = |slot: Slot| at(slot).route.as_ref().is_some_and(|route| route.way() == way);
+    let serves = |slot: &Slot| {
+        let Laid { route, ports } = at(*slot);
+        let is_entered = |ports: &Option<Ports>| ports.map(|ports| ports.node) == serving.map(|serving| serving.node_port);
+        let name = route.as_ref().and_then(|route| route.server_name.as_ref()).map(DnsName::as_str);
+        let is_named = name.is_some() && name == serving.map(|serving| serving.host);
+        serving.is_some() && (is_entered(ports) || (is_named && is_entered(&own)))
+    };
     match Slot::ALL.into_iter().find(serves) {
         // A route that was lost is written anew where its port is.
-        Some(slot) if leads(slot) || at(slot).route.is_none() => (Some(slot), slot),
+        Some(slot) if leads(slot) || (at(slot).route.is_none() && way.server_name.is_none()) => (Some(slot), slot),
         Some(slot) => (Some(slot), slot.other()),
         None => (None, Slot::ALL.into_iter().find(|slot| leads(*slot)).unwrap_or_default()),
     }
@@ -172,10 +304,15 @@ mod tests {
             port: 443,
             listen: 8000,
             sources: SourceRanges::EVERYBODY,
+            server_name: None,
             alias: None,
             proven_at: None,
             uid: String::new(),
         }
+    }
+
+    fn by_name(name: &str) -> Route {
+        Route { listen: SNI_LISTEN, server_name: Some(name.parse().unwrap()), ..route() }
     }
 
     #[test]
@@ -183,7 +320,9 @@ mod tests {
         let proven = Route { alias: Some("api.example".parse().unwrap()), proven_at: Some(Timestamp::UNIX_EPOCH), ..route() };
         let second = Route { slot: Slot::Second, ..route() };
         let narrow = Route { sources: "10.0.0.0/8,192.0.2.1".parse().unwrap(), ..route() };
-        for route in [route(), proven, second, narrow] {
+        let named = by_name("api.example").to_config_map().data.unwrap();
+        assert_eq!((named["mode"].as_str(), named["serverName"].as_str(), named.get("listen")), ("sni", "api.example", None));
+        for route in [route(), proven, second, by_name("api.example"), narrow] {
             assert_eq!(Route::from_config_map(&route.to_config_map()), Ok(route));
         }
     }
@@ -209,8 +348,78 @@ mod tests {
             ("another region serves", [first.clone(), none.clone()], Some(31000), &api, (None, First)),
             ("lost", [lost, none.clone()], Some(30000), &api, (Some(First), First)),
         ] {
-            assert_eq!(slots(&slots_of, serving, (host, 443)), want, "{name}");
+            let serving = serving.map(|node_port| Serving { host: "whatever.example", node_port });
+            let way = Way { host, port: 443, server_name: None };
+            assert_eq!(slots(&slots_of, None, serving, way), want, "{name}");
         }
+    }
+
+    #[test]
+    fn of_clusters_that_share_a_port_each_is_served_by_the_route_of_its_name() {
+        let own = Some(Ports { listen: SNI_LISTEN, node: 30085 });
+        let at = |host, node_port| Some(Serving { host, node_port });
+        let named = |name: &str| Laid { route: Some(by_name(name)), ports: None };
+        let ported = || Laid { route: Some(route()), ports: Some(Ports { listen: 8000, node: 30000 }) };
+        let (none, lost) = (Laid::default(), Laid { route: None, ..ported() });
+        // It has a port on the Service, and somebody has written a name into its route.
+        let bent = || Laid { route: Some(by_name("api.example")), ..ported() };
+        use Slot::{First, Second};
+        for (what, laid, serving, name, want) in [
+            ("nothing there", [none.clone(), none.clone()], None, Some("api.example"), (None, First)),
+            ("joined", [named("api.example"), none.clone()], at("api.example", 30085), Some("api.example"), (Some(First), First)),
+            (
+                "by another name",
+                [named("a.example"), none.clone()],
+                at("a.example", 30085),
+                Some("b.example"),
+                (Some(First), Second),
+            ),
+            (
+                "another cluster's name",
+                [named("a.example"), none.clone()],
+                at("b.example", 30085),
+                Some("b.example"),
+                (None, First),
+            ),
+            ("from port to name", [ported(), none.clone()], at("api.example", 30000), Some("api.example"), (Some(First), Second)),
+            ("taken over", [ported(), named("api.example")], at("api.example", 30085), Some("api.example"), (Some(Second), Second)),
+            ("not yet", [ported(), named("api.example")], at("api.example", 30000), Some("api.example"), (Some(First), Second)),
+            ("and back", [none.clone(), named("api.example")], at("api.example", 30085), None, (Some(Second), First)),
+            ("lost by port", [lost.clone(), none.clone()], at("api.example", 30000), Some("api.example"), (Some(First), Second)),
+            ("lost by name", [none.clone(), none.clone()], at("api.example", 30085), Some("api.example"), (None, First)),
+            ("bent", [bent(), none.clone()], at("api.example", 30000), None, (Some(First), Second)),
+        ] {
+            let (host, name) = ("api.example".parse().unwrap(), name.map(|name| name.parse().unwrap()));
+            let way = Way { host: &host, port: 443, server_name: name.as_ref() };
+            assert_eq!(slots(&laid, own, serving, way), want, "{what}");
+        }
+    }
+
+    #[test]
+    fn endpoints() {
+        assert_eq!(Serving::of("https://api.example:30000"), Some(Serving { host: "api.example", node_port: 30000 }));
+        for other in ["https://api.example", "http://api.example:30000", "https://api.example:x", ""] {
+            assert_eq!(Serving::of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn clusters_are_told_apart_by_the_name_that_clients_ask_for() {
+        let everybody = SourceRanges::EVERYBODY;
+        let of =
+            |mode, host: &str, port| server_name(mode, host.parse().unwrap(), port, &everybody).map_err(|failure| failure.kind);
+        let narrow = "10.0.0.0/8".parse().unwrap();
+        let failure = server_name(Mode::Sni, "api.example".parse().unwrap(), None, &narrow).unwrap_err();
+        assert_eq!(failure.kind, Kind::Usage);
+        assert!(server_name(Mode::Port, "api.example".parse().unwrap(), None, &narrow).unwrap().is_none());
+        assert_eq!(of(Mode::Port, "10.0.0.1", Some(30000)), Ok(None));
+        assert_eq!(of(Mode::Sni, "api.example", None), Ok(Some("api.example".parse().unwrap())));
+        assert_eq!(of(Mode::Sni, "10.0.0.1", None), Err(Kind::NoUsableName));
+        assert_eq!(of(Mode::Sni, "api.example", Some(30000)), Err(Kind::Usage));
+        for mode in [Mode::Port, Mode::Sni] {
+            assert_eq!(mode.to_string().parse::<Mode>().unwrap(), mode);
+        }
+        assert!("SNI".parse::<Mode>().is_err());
     }
 
     #[test]
@@ -219,6 +428,8 @@ mod tests {
         assert_eq!(proven.digest(), route().digest());
         assert_ne!(Route { port: 6443, ..route() }.digest(), route().digest());
         assert_ne!(Route { sources: "10.0.0.0/8".parse().unwrap(), ..route() }.digest(), route().digest());
+        let named = [by_name("a.example"), by_name("b.example"), route()].map(|route| route.digest());
+        assert!(named[0] != named[1] && named[1] != named[2], "{named:?}");
         let again = Route { uid: "2".into(), ..route() };
         assert!(again.digest() == route().digest() && again.mark() != route().mark(), "made again");
     }
@@ -227,7 +438,8 @@ mod tests {
     fn an_edited_config_map_is_refused_with_the_value_that_is_wrong() {
         for (key, value, want) in [
             ("schema", "2", "schema"),
-            ("mode", "sni", "mode"),
+            ("mode", "http", "mode"),
+            ("mode", "sni", "\"serverName\" is missing"),
             ("host", "a; } server { listen 1", "\"host\""),
             ("port", "0", "\"port\""),
             ("port", "443;", "\"port\""),
@@ -243,18 +455,25 @@ mod tests {
             let error = Route::from_config_map(&map).unwrap_err();
             assert!(error.contains(want), "{key}={value}: {error}");
         }
+        for name in ["", "*.example", "~^.*$", ".example", "10.0.0.1", "a\"; }", "\\default"] {
+            let mut map = by_name("api.example").to_config_map();
+            map.data.as_mut().unwrap().insert("serverName".into(), name.into());
+            assert!(Route::from_config_map(&map).unwrap_err().contains("\"serverName\""), "{name:?}");
+        }
         assert_eq!(Route::from_config_map(&ConfigMap::default()), Err("it has no data".into()));
     }
 
     proptest! {
         #[test]
-        fn whatever_is_accepted_holds_no_character_that_means_something_to_nginx(host in ".{0,40}", cluster in ".{0,20}") {
+        fn whatever_is_accepted_holds_no_character_that_means_something_to_nginx(host in ".{0,40}", cluster in ".{0,20}", name in ".{0,40}") {
             let mut map = route().to_config_map();
             let data = map.data.as_mut().unwrap();
             data.insert("host".into(), host);
+            data.extend([("mode".into(), "sni".into()), ("serverName".into(), name)]);
             data.insert("cluster".into(), cluster);
             if let Ok(route) = Route::from_config_map(&map) {
-                let text = format!("{}{}", route.host, route.cluster);
+                let name = route.server_name.map(|name| name.to_string()).unwrap_or_default();
+                let text = format!("{}{}{name}", route.host, route.cluster);
                 prop_assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || ".-:".contains(c)), "{}", text);
             }
         }

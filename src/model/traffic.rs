@@ -32,8 +32,10 @@ pub struct Session {
     pub of: Of,
     /// nginx's status, three digits: 200 for one that reached its upstream, 502 for one that did not, 403, 500 and 503 as in HTTP.
     pub status: String,
-    /// Bytes from the client, to the cluster.
+    /// Bytes from the client; of one that was told by its name, without those that told it.
     pub received: u64,
+    /// Bytes to each address tried, as nginx writes it: `0, 512`; only of one that was told by its name.
+    pub forwarded: Option<String>,
     /// Bytes to the client, from the cluster.
     pub sent: u64,
     /// How long it took.
@@ -46,6 +48,14 @@ impl Session {
     /// Whether it never reached the cluster.
     pub fn failed(&self) -> bool {
         self.status != REACHED
+    }
+
+    /// Bytes to the cluster.
+    pub fn to_cluster(&self) -> u64 {
+        match &self.forwarded {
+            Some(each) => each.split(", ").filter_map(|bytes| bytes.parse::<u64>().ok()).sum(),
+            None => self.received,
+        }
     }
 
     /// Seconds until the address that answered did so.
@@ -95,7 +105,20 @@ impl AddAssign for Carried {
 impl Carried {
     /// What a session that ended adds.
     pub fn of(session: &Session) -> Self {
-        Self { sessions: 1, failed: session.failed().into(), open: 0, to_cluster: session.received, from_cluster: session.sent }
+        Self { sessions: 1, failed: session.failed().into(), open: 0, to_cluster: session.to_cluster(), from_cluster: session.sent }
+    }
+
+    /// Takes what is open out of both sums as far as they have it in common.
+    pub fn part_with(&mut self, other: &mut Self) {
+        for (mine, theirs) in [
+            (&mut self.open, &mut other.open),
+            (&mut self.to_cluster, &mut other.to_cluster),
+            (&mut self.from_cluster, &mut other.from_cluster),
+        ] {
+            let common = (*mine).min(*theirs);
+            *mine -= common;
+            *theirs -= common;
+        }
     }
 }
 
@@ -250,6 +273,21 @@ mod tests {
         let mut sum = Carried::of(&session(200, "0.002"));
         sum += Carried::of(&session(502, "-"));
         assert_eq!(<[u64; 5]>::from(sum), [2, 1, 0, 20, 40]);
+    }
+
+    #[test]
+    fn what_told_a_session_s_name_went_to_the_cluster_too() {
+        for (forwarded, want) in [(None, 10), (Some("512"), 512), (Some("0, 512"), 512), (Some("-"), 0), (Some(""), 0)] {
+            let session = Session { forwarded: forwarded.map(str::to_owned), ..session(200, "0.002") };
+            assert_eq!(Carried::of(&session).to_cluster, want, "{forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn sums_part_as_far_as_they_have_something_in_common() {
+        let (mut one, mut other) = (Carried::from([5, 1, 3, 100, 50]), Carried::from([0, 0, 2, 120, 50]));
+        one.part_with(&mut other);
+        assert_eq!((<[u64; 5]>::from(one), <[u64; 5]>::from(other)), ([5, 1, 1, 0, 0], [0, 0, 0, 20, 0]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::overview::{ClusterView, NodeView, Overview, RegionView, RouteView};
+use super::route::Mode;
 
 /// The overview as text; `wide` adds aliases, proofs, nodes and proxies.
 pub fn render(overview: &Overview, wide: bool) -> String {
@@ -93,7 +94,7 @@ fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
     let expires = cluster.expires.map(|at| format!("credentials until {at}")).unwrap_or_default();
     let mut row = vec![
         cluster.name.clone(),
-        format!("node port {}", cluster.node_port),
+        described(cluster.node_port, cluster.mode),
         format!("to {}", cluster.upstream),
         applied,
         answer,
@@ -115,6 +116,14 @@ fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
         row.push(proven.map(|at| format!("proven {at}")).unwrap_or_default());
     }
     row
+}
+
+/// By what a cluster is reached.
+pub fn described(node_port: u16, mode: Mode) -> String {
+    match mode {
+        Mode::Port => format!("node port {node_port}"),
+        Mode::Sni => format!("node port {node_port} by TLS name"),
+    }
 }
 
 fn spare(route: &RouteView) -> Row {

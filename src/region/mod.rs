@@ -132,12 +132,16 @@ impl Region {
 }
 
 /// Takes the ports of this name from a region's Service, and before that from what leads there on the hub: then another cluster may have
-/// them. Returns whether there were any.
+/// them. What leads there goes with the hub's last route. Returns whether there were any ports.
 pub async fn release_ports(hub: &Hub, region: &Region, name: &str) -> Result<bool> {
     if let Some(ports) = region.ports(name).await? {
         hub.close(&region.name, ports.node).await?;
     }
-    region.release_ports(name).await
+    let had = region.release_ports(name).await?;
+    if region.routes(&hub.id).await?.is_empty() {
+        hub.close_all(&region.name).await?;
+    }
+    Ok(had)
 }
 
 /// What a proxy tells in an annotation of its Lease.

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::hub::gone_is_fine;
 use crate::model::drift::last_writer;
 use crate::model::names::{HUB, HubId, KIND, MANAGER, NAMESPACE};
-use crate::model::route::{KIND_ROUTE, Route};
+use crate::model::route::{KIND_ROUTE, Mode, Route};
 
 impl Region {
     fn maps(&self) -> Api<ConfigMap> {
@@ -39,12 +39,14 @@ impl Region {
         Ok(list.items.iter().filter_map(|map| Route::from_config_map(map).ok()).filter(|route| route.hub == *hub).collect())
     }
 
-    /// Whether the region has routes by name, of any hub: what can't be read any more counts, as a proxy may serve it still.
-    pub(super) async fn has_routes_by_name(&self) -> Result<bool> {
+    /// Whether the region has routes by name, of any hub, but for one: what can't be read any more counts, too.
+    pub(super) async fn has_routes_by_name(&self, but: Option<&str>) -> Result<bool> {
         let params = ListParams::default().labels(&format!("{KIND}={KIND_ROUTE}"));
         let list = call(&self.name, "list the routes", self.maps().list(&params)).await?;
-        let mode = |map: &ConfigMap| map.data.as_ref()?.get("mode").cloned();
-        Ok(list.items.iter().any(|map| mode(map).as_deref() == Some("sni")))
+        let is_by_name =
+            |map: &ConfigMap| map.data.as_ref().and_then(|data| data.get("mode")).is_some_and(|mode| mode == Mode::Sni.as_str());
+        let is_meant = |map: &&ConfigMap| but.is_none_or(|but| map.metadata.name.as_deref() != Some(but));
+        Ok(list.items.iter().filter(is_meant).any(is_by_name))
     }
 
     /// Writes a route. Returns its UID.

@@ -176,8 +176,43 @@ impl Region {
     /// The entries with the region's own among them, where its settings want it unless that would cut somebody.
     async fn with_sni(&self, entries: &[Value], elsewhere: &BTreeSet<u16>) -> Result<Vec<Value>> {
         let range = self.settings.node_ports;
-        let used = !ports::sni_is_elsewhere(entries, range) || self.has_routes_by_name().await?;
-        Ok(ports::with_sni(entries, range, elsewhere, used))
+        Ok(ports::with_sni(entries, range, elsewhere, self.own_stays(entries, None).await?))
+    }
+
+    /// Whether the region's own port has to stay where it is: somebody is reached by it, other than by this route, or it is where it should be.
+    async fn own_stays(&self, entries: &[Value], but: Option<&str>) -> Result<bool> {
+        Ok(!ports::sni_is_elsewhere(entries, self.settings.node_ports) || self.has_routes_by_name(but).await?)
+    }
+
+    /// Sees to the region's own port for a route by name, which nobody is reached by yet if it is `new`. Unchanged means no write; gives
+    /// the ports, and whether they were written.
+    pub async fn take_own_ports(&self, new: Option<&str>) -> Result<(Ports, bool)> {
+        let now = entries(self.service().await?.1.as_ref());
+        let stays = self.own_stays(&now, new).await?;
+        let chosen = ports::choose_sni(&now, self.settings.node_ports, &BTreeSet::new(), stays)?;
+        if ports::find(&now, SNI_PORT) == Some(chosen) {
+            return Ok((chosen, false));
+        }
+        self.alone(self.write_own_ports(new)).await.map(|written| (written, true))
+    }
+
+    async fn write_own_ports(&self, new: Option<&str>) -> Result<Ports> {
+        let mut elsewhere = BTreeSet::new();
+        for _ in 0..ATTEMPTS {
+            let (called, service) = self.service().await?;
+            let now = entries(service.as_ref());
+            let stays = self.own_stays(&now, new).await?;
+            let chosen = ports::choose_sni(&now, self.settings.node_ports, &elsewhere, stays)?;
+            if ports::find(&now, SNI_PORT) == Some(chosen) {
+                return Ok(chosen);
+            }
+            match self.write_entries(called, service.as_ref(), &ports::with(&now, SNI_PORT, chosen)).await? {
+                Write::Done => return Ok(chosen),
+                Write::Conflict => {}
+                Write::NodePortTaken(_) => drop(elsewhere.insert(chosen.node)),
+            }
+        }
+        Err(self.contended())
     }
 
     async fn write_entries(&self, called: &str, service: Option<&Value>, ports: &[Value]) -> Result<Write> {
@@ -212,7 +247,7 @@ impl Region {
             let now = entries(Some(&service));
             let left = ports::without(&now, name);
             let had = left.len() != now.len();
-            let written = if ports::is_bare(&left) && !self.has_routes_by_name().await? {
+            let written = if ports::is_bare(&left) && !self.has_routes_by_name(None).await? {
                 self.delete_service(called, &service).await?
             } else if had {
                 self.patch_ports(called, &service, &left).await?

@@ -205,7 +205,7 @@ func TestEveryParameterReachesTheJob(t *testing.T) {
 	run(t, hub, map[string]any{
 		"cluster": "-x", "region": "-r", "kubeconfig": map[string]any{"secret": "s", "key": "k", "context": "c"},
 		"labels":   map[string]any{"region": "east", "example.com/tier": "1"},
-		"nodePort": 30007, "gateway": "g", "allowSecondName": true, "timeout": "90s", "sourceRanges": []string{"10.0.0.0/8", "192.0.2.1"},
+		"nodePort": 30007, "mode": "sni", "gateway": "g", "allowSecondName": true, "timeout": "90s", "sourceRanges": []string{"10.0.0.0/8", "192.0.2.1"},
 	})
 	j := createdJob(t, hub)
 	want := []string{
@@ -378,6 +378,7 @@ func TestAListOfClustersReachesTheJob(t *testing.T) {
 			map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}},
 			map[string]any{"cluster": "b", "region": "proxy-west", "kubeconfig": map[string]any{"secret": "s", "key": "b"},
 				"labels": map[string]any{"tier": "cloud"}, "nodePort": 30042},
+			map[string]any{"cluster": "c", "kubeconfig": map[string]any{"secret": "s"}, "mode": "sni"},
 		},
 	})
 	if r.phase != "running" || !r.waiting {
@@ -385,8 +386,9 @@ func TestAListOfClustersReachesTheJob(t *testing.T) {
 	}
 	args := createdJob(t, hub).Spec.Template.Spec.Containers[0].Args
 	want := []map[string]any{
-		{"cluster": "a", "region": "proxy-east", "secret": "s", "key": "kubeconfig", "labels": map[string]any{"tier": "idc", "zone": "x"}},
-		{"cluster": "b", "region": "proxy-west", "secret": "s", "key": "b", "labels": map[string]any{"tier": "cloud", "zone": "x"}, "nodePort": 30042.0},
+		{"cluster": "a", "region": "proxy-east", "secret": "s", "key": "kubeconfig", "labels": map[string]any{"tier": "idc", "zone": "x"}, "mode": "port"},
+		{"cluster": "b", "region": "proxy-west", "secret": "s", "key": "b", "labels": map[string]any{"tier": "cloud", "zone": "x"}, "nodePort": 30042.0, "mode": "port"},
+		{"cluster": "c", "region": "proxy-east", "secret": "s", "key": "kubeconfig", "labels": map[string]any{"tier": "idc", "zone": "x"}, "mode": "sni"},
 	}
 	var got []map[string]any
 	for _, arg := range args {
@@ -396,7 +398,7 @@ func TestAListOfClustersReachesTheJob(t *testing.T) {
 			got = append(got, member)
 		}
 	}
-	if len(args) != 5 || !reflect.DeepEqual(got, want) {
+	if len(args) != 6 || !reflect.DeepEqual(got, want) {
 		t.Errorf("args %v", args)
 	}
 }

@@ -63,7 +63,7 @@ func TestTheViewListsTheRoutesOfARegion(t *testing.T) {
 	want := map[string]any{"routes": []any{
 		map[string]any{
 			"name": "xregion-route-business-a-1234abcd", "hub": "1234abcd", "cluster": "business-a", "host": "a.example", "port": "443",
-			"listen": "8000", "alias": "a.example", "provenAt": "2026-01-02T03:04:05Z",
+			"mode": "port", "listen": "8000", "alias": "a.example", "provenAt": "2026-01-02T03:04:05Z",
 		},
 		map[string]any{"name": "xregion-route-new-1234abcd", "hub": "1234abcd", "cluster": "new"},
 	}}

@@ -14,6 +14,7 @@ fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) 
         port: 443,
         listen,
         sources: SourceRanges::EVERYBODY,
+        server_name: None,
         alias: None,
         proven_at: None,
         uid: String::new(),
@@ -74,6 +75,43 @@ fn the_older_of_two_routes_with_one_port_has_it() {
         assert_eq!(plan.served.keys().collect::<Vec<_>>(), [&maps[winner].0], "{ages:?}");
         let (reason, message) = problem(&plan, &maps[1 - winner].0);
         assert!(reason == Reason::Invalid && message.contains(&maps[winner].0), "{message}");
+    }
+}
+
+/// A route by name.
+fn named(cluster: &str, host: &str, name: &str, age: i64) -> (String, ConfigMap) {
+    let (key, mut map) = map(cluster, host, 8000, age);
+    map.data.as_mut().unwrap().extend([("mode".into(), "sni".into()), ("serverName".into(), name.into())]);
+    (key, map)
+}
+
+#[test]
+fn routes_by_name_share_a_port_and_the_older_of_two_with_one_name_has_it() {
+    let maps = [named("a", "192.0.2.1", "a.example", 9), named("b", "192.0.2.2", "b.example", 5), map("c", "192.0.2.3", 8000, 1)];
+    assert_eq!(world(&maps).plan().served.len(), 3);
+    for (ages, winner) in [([5, 9], 1), ([9, 5], 0), ([5, 5], 0)] {
+        let maps = [named("a", "192.0.2.1", "x.example", ages[0]), named("b", "192.0.2.2", "x.example", ages[1])];
+        let plan = world(&maps).plan();
+        assert_eq!(plan.served.keys().collect::<Vec<_>>(), [&maps[winner].0], "{ages:?}");
+        let (reason, message) = problem(&plan, &maps[1 - winner].0);
+        assert!(reason == Reason::Invalid && message.contains(&maps[winner].0) && message.contains("mode port"), "{message}");
+    }
+    // Two hubs, one cluster.
+    let shared = [named("a", "192.0.2.1", "x.example", 9), named("b", "192.0.2.1", "x.example", 5)];
+    let plan = world(&shared).plan();
+    assert_eq!((plan.served.len(), plan.problems.len()), (2, 0));
+    // It keeps its name while it can't be served.
+    let gone = [named("a", "gone.example", "x.example", 9), named("b", "192.0.2.2", "x.example", 5)];
+    let plan = world(&gone).knowing("gone.example", Err("no such name")).plan();
+    assert_eq!((problem(&plan, &gone[0].0).0, problem(&plan, &gone[1].0).0), (Reason::Unresolvable, Reason::Invalid));
+}
+
+#[test]
+fn a_route_whose_name_changed_gives_its_old_one_up_at_once() {
+    let serving = world(&[named("a", "192.0.2.1", "x.example", 9)]).plan().served;
+    for (name, kept) in [("x.example", true), ("y.example", false)] {
+        let world = World { serving: serving.clone(), ..world(&[named("a", "new.example", name, 9)]) };
+        assert_eq!(world.plan().served == serving, kept, "{name}");
     }
 }
 
@@ -145,6 +183,10 @@ fn a_port_that_is_in_use_elsewhere_harms_its_route_only() {
     assert_eq!(plan.take_out_unlistenable(&serving, can_listen), 1);
     assert_eq!(plan.served.keys().collect::<Vec<_>>(), [&maps[0].0, &maps[2].0]);
     assert_eq!(problem(&plan, &maps[1].0), (Reason::Rejected, "its listen port 8001 can't be opened: in use"));
+
+    // nginx has had this one from its start.
+    let mut plan = world(&[named("a", "192.0.2.1", "a.example", 0)]).plan();
+    assert_eq!(plan.take_out_unlistenable(&Serving::new(), |_| Err("in use".into())), 0);
 }
 
 #[test]

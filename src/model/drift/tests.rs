@@ -7,6 +7,7 @@ use super::super::names::Slot;
 use super::super::observed::sample::{name, route, silence, well};
 use super::super::observed::{Observed, SeenGateway};
 use super::super::region::{SNI_LISTEN, SNI_PORT};
+use super::super::route::Mode;
 use super::*;
 use crate::error::Kind;
 
@@ -157,6 +158,57 @@ fn what_was_lost_or_bent_comes_back_as_it_was() {
         };
         assert_eq!(way(&world), way(&before), "{number}");
     }
+}
+
+/// The sample hub with `business-a` told apart by its name.
+fn by_name() -> World {
+    let mut world = world();
+    let member = world.records.members.iter_mut().find(|member| member.name == name("business-a")).unwrap();
+    (member.membership.mode, member.membership.node_port) = (Mode::Sni, 30085);
+    member.endpoint = Some(member.membership.endpoint());
+    let alias = member.membership.alias.clone();
+    let port = first(&mut world).port_name();
+    world.east().ports.remove(&port);
+    let route = first(&mut world);
+    (route.listen, route.server_name) = (SNI_LISTEN, Some(alias));
+    world
+}
+
+#[test]
+fn the_way_of_a_cluster_that_is_told_apart_by_name_comes_back_too() {
+    let (route, port) = ("the route of business-a in region proxy-east", "the port of business-a in region proxy-east");
+    let own = |w: &mut World, ports: Option<Ports>| {
+        w.east().ports.remove(SNI_PORT);
+        w.east().ports.extend(ports.map(|ports| (SNI_PORT.to_owned(), ports)));
+    };
+    let breaks: [(&dyn Fn(&mut World), &[&str]); 7] = [
+        (&|_| {}, &[]),
+        (&|w| drop(w.east().routes.remove(0)), &[route]),
+        (&|w| first(w).server_name = Some("other.example".parse().unwrap()), &[route]),
+        (&|w| (first(w).server_name, first(w).listen) = (None, 8000), &[route]),
+        (&|w| own(w, None), &[port]),
+        (&|w| own(w, Some(Ports { listen: SNI_LISTEN, node: 30012 })), &[port]),
+        (&|w| own(w, Some(Ports { listen: 8443, node: 30085 })), &[port]),
+    ];
+    for (number, (broken, want)) in breaks.iter().enumerate() {
+        let mut world = by_name();
+        broken(&mut world);
+        assert_eq!(world.words(), (want.iter().map(ToString::to_string).collect(), vec![]), "{number}");
+        let (repairs, _) = world.decide();
+        world.mend(repairs);
+        assert_eq!(world.words(), (vec![], vec![]), "{number}");
+        let there = world.east().routes.iter().find(|route| route.cluster == name("business-a")).cloned().unwrap();
+        assert_eq!(there.server_name, Some("business-a.example".parse().unwrap()), "{number}");
+        assert_eq!(world.east().own_ports(), Some(Ports { listen: SNI_LISTEN, node: 30085 }), "{number}");
+    }
+    // A port of its own gets a cluster whose route somebody has written a name into.
+    let mut world = self::world();
+    first(&mut world).server_name = Some("business-a.example".parse().unwrap());
+    first(&mut world).listen = SNI_LISTEN;
+    assert_eq!(world.words().0, [route]);
+    let (repairs, _) = world.decide();
+    world.mend(repairs);
+    assert_eq!((world.words().0, world.east().routes.len()), (vec![], 2));
 }
 
 #[test]

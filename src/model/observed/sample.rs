@@ -40,6 +40,7 @@ pub fn route(cluster: &str, slot: Slot, host: &str, listen: u16) -> Route {
         port: 443,
         listen,
         sources: SourceRanges::EVERYBODY,
+        server_name: None,
         alias: Some(format!("{cluster}.example").parse().unwrap()),
         proven_at: Some("2026-01-02T03:04:05Z".parse().unwrap()),
         uid: "uid".into(),
@@ -75,6 +76,7 @@ fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
         sources: SourceRanges::EVERYBODY,
         alias: format!("{cluster}.example").parse().unwrap(),
         node_port,
+        mode: Mode::Port,
         identity: format!("{cluster}-uid"),
         expires: None,
     };

@@ -351,3 +351,49 @@ async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_ar
     let (set, _) = scenario(async |region| local(region).set_service().await, vec![nobody(), nobody()]).await;
     assert!(!set.unwrap(), "none is made for nobody");
 }
+
+#[tokio::test]
+async fn a_route_by_name_makes_the_service_with_nothing_but_the_region_s_own_port() {
+    let gone = || (Method::GET, 404, refusal(404, "not found"));
+    let taken = "spec.ports[0].nodePort: Invalid value: 30085: provided port is already allocated";
+    let answers = vec![
+        gone(),
+        gone(),
+        gone(),
+        gone(),
+        (Method::POST, 422, refusal(422, taken)),
+        gone(),
+        gone(),
+        (Method::POST, 201, service("1", &[])),
+    ];
+    let (ports, sent) = scenario(async |region| region.take_own_ports(None).await, answers).await;
+    assert_eq!(ports.unwrap(), (Ports { listen: SNI_LISTEN, node: 30084 }, true));
+    assert_eq!(sent[7].1["spec"]["ports"], json!([own(30084)]));
+
+    let there = vec![(Method::GET, 200, service("1", &[foreign(), own(30012)]))];
+    let (ports, _) = scenario(async |region| region.take_own_ports(None).await, there).await;
+    assert_eq!(ports.unwrap(), (Ports { listen: SNI_LISTEN, node: 30012 }, false), "no write");
+}
+
+#[tokio::test]
+async fn the_region_s_own_port_moves_to_where_it_is_wanted_while_nobody_is_reached_by_it() {
+    let there = service("1", &[foreign(), own(30085)]);
+    let wanted = async |mut region: Region| {
+        region.settings.node_ports.sni = Some(30443);
+        region.take_own_ports(Some("mine")).await
+    };
+    let mut mine = routes("sni");
+    mine["items"][1]["metadata"] = json!({"name": "mine"});
+    let answers = vec![
+        (Method::GET, 200, there.clone()),
+        (Method::GET, 200, mine.clone()),
+        (Method::GET, 200, there.clone()),
+        (Method::GET, 200, mine),
+        (Method::PATCH, 200, service("2", &[])),
+    ];
+    let (ports, sent) = scenario(wanted, answers).await;
+    assert_eq!((ports.unwrap().0.node, &sent[4].1["spec"]["ports"]), (30443, &json!([foreign(), own(30443)])));
+
+    let (ports, _) = scenario(wanted, vec![(Method::GET, 200, there), (Method::GET, 200, routes("sni"))]).await;
+    assert_eq!(ports.unwrap(), (Ports { listen: SNI_LISTEN, node: 30085 }, false));
+}

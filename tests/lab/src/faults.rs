@@ -1,11 +1,14 @@
 //! What can go wrong, made to go wrong, and mended.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::dns::{self, Resolver};
 use crate::node::Worker;
@@ -149,9 +152,32 @@ impl Lab {
     pub fn dial(&self, place: &str, address: std::net::SocketAddr, bound: Duration) -> Result<()> {
         let place = self.place(place)?;
         inside::in_namespace(&place.name, || async move {
-            let connecting = tokio::net::TcpStream::connect(address);
+            let connecting = TcpStream::connect(address);
             tokio::time::timeout(bound, connecting).await.context("no answer")?.with_context(|| format!("dialling {address}"))?;
             Ok(())
+        })
+    }
+
+    /// Asks for a TLS name at `address` from `place`, and tells whether anybody answers: the other way is to close the connection.
+    ///
+    /// # Errors
+    /// When no connection can be made within `bound`, or it stays open for that long without an answer.
+    pub fn answers_to(&self, place: &str, address: std::net::SocketAddr, name: &str, bound: Duration) -> Result<bool> {
+        let place = self.place(place)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let name = rustls::pki_types::ServerName::try_from(name.to_owned())?;
+        let mut words = Vec::new();
+        rustls::ClientConnection::new(Arc::new(config), name)?.write_tls(&mut words)?;
+        inside::in_namespace(&place.name, || async move {
+            let asking = async {
+                let mut stream = TcpStream::connect(address).await.with_context(|| format!("dialling {address}"))?;
+                stream.write_all(&words).await?;
+                // A connection that is closed before all of it was read may as well be reset.
+                Ok(matches!(stream.read(&mut [0]).await, Ok(1..)))
+            };
+            tokio::time::timeout(bound, asking).await.context("no answer, and no end")?
         })
     }
 

@@ -41,7 +41,7 @@ fn bring_as(cluster: &str, server: &str) {
     lab().put_kubeconfig("fresh", &changed).unwrap();
 }
 
-fn routes(lab: &Lab, proxy: &str, cluster: &str) -> Vec<String> {
+pub fn routes(lab: &Lab, proxy: &str, cluster: &str) -> Vec<String> {
     let selector = format!("xregion.oam.dev/cluster={cluster}");
     let names = lab.kubectl(proxy, &["get", "configmaps", "-n", NAMESPACE, "-l", &selector, "-o", "name"]).unwrap();
     names.lines().map(str::to_owned).collect()

@@ -23,4 +23,5 @@ mod refusals;
 mod regions;
 mod rights;
 mod secrets;
+mod sni;
 mod sources;
