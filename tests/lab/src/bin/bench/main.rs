@@ -14,8 +14,11 @@ mod client;
 mod data_path;
 mod drift;
 mod joins;
+mod plot;
 mod report;
 mod route_live;
+mod scale;
+mod stand_ins;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,6 +54,8 @@ enum Piece {
     DataPath,
     /// What one route notices of changes of others
     Churn,
+    /// A thousand routes in one region, and twenty regions: an hour, and only when asked for
+    Scale,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +88,12 @@ fn run(pieces: &[Piece], progress: &Progress) -> Result<()> {
     if pieces.is_empty() || pieces.contains(&Piece::Churn) {
         let measured = half(&lab, || churn(&lab, &dist, progress)).context("churn")?;
         figures.take(json!({"churn": measured.to_json()}), &measured.to_table());
+    }
+    if pieces.contains(&Piece::Scale) {
+        let measured = half(&lab, || scale(&lab, &dist, progress)).context("scale")?;
+        figures.take(json!({"scale": measured.to_json()}), &measured.to_table());
+        let stages = figures.all["scale"]["stages"].as_array().map_or(&[][..], Vec::as_slice);
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scale.svg"), plot::draw(stages))?;
     }
     figures.write()?;
     progress.done("measured");
@@ -189,9 +200,13 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<Ours> {
 }
 
 /// As users have it, with its controller.
-fn enable(lab: &Lab, dist: &Dist) -> Result<()> {
+fn publish(lab: &Lab, dist: &Dist) -> Result<()> {
     lab.publish(dist)?;
-    lab.enable("xregion", &["controller.enabled=true"])?;
+    lab.enable("xregion", &["controller.enabled=true"]).map(drop)
+}
+
+fn enable(lab: &Lab, dist: &Dist) -> Result<()> {
+    publish(lab, dist)?;
     place(lab)
 }
 
@@ -220,4 +235,14 @@ fn churn(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<churn::Measured>
     enable(lab, dist)?;
     let fresh = Fresh::start(lab, "c", 1)?;
     churn::measure(lab, progress, &fresh.names[0])
+}
+
+fn scale(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<scale::Measured> {
+    progress.step("scale: enabling the addon");
+    publish(lab, dist)?;
+    let measured = scale::measure(lab, &binary::find()?, progress);
+    let cleaned = scale::clean_up(lab);
+    let measured = measured?;
+    cleaned?;
+    Ok(measured)
 }
