@@ -21,7 +21,7 @@ OFFLINE   := KUBECONFIG=$(CURDIR)/hack/offline.kubeconfig
 ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/parameter.cue addon/NOTES.cue \
   $(wildcard addon/resources/*.cue) $(wildcard addon/views/*.cue) $(wildcard definitions/*.cue) $(wildcard definitions/include/*.cue)
 
-.PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench dashboard lint lab lab-up lab-down clean
+.PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench bench-scale dashboard lint lab lab-up lab-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench: image addon lab-up ## measure against the article by hand; writes target/
 dashboard: image addon ## docs/dashboard.svg: what the dashboard shows of the lab, by a real Prometheus (as root, about 10 minutes)
 	hack/packages.sh prometheus:prometheus
 	cargo run --locked -p xregion-lab --bin dashboard
+
+bench-scale: image addon lab-up ## measure 1,000 routes and 20 regions; draws docs/scale.svg (as root, about an hour)
+	cargo run --locked --release -p xregion-lab --bin bench -- scale
 
 lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitions
 	cargo fmt --all --check

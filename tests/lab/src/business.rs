@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::dns::Resolver;
 use crate::topology::{self, Bridge, Cluster, Link, Region, Store};
-use crate::{Lab, net, teardown};
+use crate::{Lab, kubevela, net, teardown};
 
 /// A business cluster to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,15 +38,30 @@ impl BusinessSpec {
             let other = Region::ALL.into_iter().filter(|region| *region != self.region);
             cluster.home.links.extend(other.map(|region| Link::new(region.bridge(), self.host)));
         }
-        // Another one each time: a cluster started anew under a name is another cluster.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        cluster.store = Store::Shared(format!("{}-{}", self.name, now.as_millis()));
+        cluster.store = shared(&self.name);
         if let Some(server) = &self.server {
             cluster.server.clone_from(server);
         }
         cluster.names.clone_from(&self.names);
         cluster
     }
+}
+
+/// Nothing of it is on its region's bridge.
+fn bare_region(name: &str, host: u8) -> Cluster {
+    let mut cluster = topology::business(name, Region::West, host, 6443, 140 + host % 50);
+    cluster.home.links = vec![Link::new(Bridge::Peer, host), Link::new(Bridge::Store, host)];
+    cluster.address = Bridge::Peer.address(host);
+    cluster.server = format!("https://{}:6443", cluster.address);
+    cluster.names = vec![cluster.address.to_string()];
+    cluster.store = shared(name);
+    cluster
+}
+
+/// Another one each time: a cluster started anew under a name is another cluster.
+fn shared(name: &str) -> Store {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Store::Shared(format!("{name}-{}", now.as_millis()))
 }
 
 impl Lab {
@@ -61,6 +76,20 @@ impl Lab {
             Resolver::new(self.state(), spec.region).set_name(&host, &[cluster.address])?;
         }
         self.control_plane(&cluster).ensure()?;
+        Ok(cluster)
+    }
+
+    /// Starts the API server of a proxy cluster without nodes, at `host` of the peering (50 to 99), and joins it to the hub: a region for
+    /// whoever stands in for its proxies.
+    ///
+    /// # Errors
+    /// As [`start_business`](Self::start_business).
+    pub fn start_region(&self, name: &str, host: u8) -> Result<Cluster> {
+        let cluster = bare_region(name, host);
+        self.lay_out(&cluster)?;
+        // Neither nodes nor pods of it are looked after: it has no controller manager.
+        self.control_plane(&cluster).ensure_bare()?;
+        kubevela::join(self, "hub", &cluster)?;
         Ok(cluster)
     }
 

@@ -105,13 +105,18 @@ impl ControlPlane<'_> {
 
     /// Starts what doesn't run and waits until the API server is ready.
     pub fn ensure(&self) -> Result<()> {
-        self.ensure_etcd()?;
-        self.ensure_api()?;
+        self.ensure_bare()?;
         self.daemon("kube-controller-manager").ensure(&self.tools.kubernetes, &self.controller_manager())?;
         if !self.cluster.nodes.is_empty() {
             self.daemon("kube-scheduler").ensure(&self.tools.kubernetes, &self.scheduler())?;
         }
         Ok(())
+    }
+
+    /// The same of the API server and its store alone.
+    pub fn ensure_bare(&self) -> Result<()> {
+        self.ensure_etcd()?;
+        self.ensure_api()
     }
 
     fn ensure_etcd(&self) -> Result<()> {

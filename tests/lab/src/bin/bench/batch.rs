@@ -17,6 +17,8 @@ pub const CLUSTERS: usize = 20;
 /// How many leave one after another, timed.
 const LEAVES: usize = 5;
 const REGION: &str = "proxy-east";
+/// What a proxy says when it has reloaded.
+const RELOADED: &str = " reloaded";
 
 /// A burst of joins.
 pub struct Burst {
@@ -119,13 +121,25 @@ fn leave(lab: &Lab, clusters: &[&String]) -> Result<f64> {
     Ok(seconds)
 }
 
-/// The reloads that each proxy tells of in its log; the most of them.
+/// How often each proxy tells of a reload in its log; the most of them.
 pub fn reloads(lab: &Lab, since: Timestamp) -> Result<usize> {
+    let told = logs(lab, since)?;
+    told.iter().map(|log| log.lines().filter(|line| line.contains(RELOADED)).count()).max().context("no proxy")
+}
+
+/// The milliseconds that reloads took, as the proxies tell them.
+pub fn reload_times(lab: &Lab, since: Timestamp) -> Result<Vec<f64>> {
+    let told = logs(lab, since)?.join("\n");
+    let time = |line: &str| {
+        let (_, time) = line.rsplit_once(" ms=").with_context(|| format!("a reload without its time: {line}"))?;
+        Ok(time.split_whitespace().next().unwrap_or_default().parse()?)
+    };
+    told.lines().filter(|line| line.contains(RELOADED)).map(time).collect()
+}
+
+/// What each proxy says.
+fn logs(lab: &Lab, since: Timestamp) -> Result<Vec<String>> {
     let pods = lab.kubectl(REGION, &["get", "pods", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy", "-o", "name"])?;
     let since = format!("--since-time={since:.0}");
-    let counts = pods.lines().map(|pod| {
-        let log = lab.kubectl(REGION, &["logs", "-n", NAMESPACE, pod, "-c", "proxy", &since])?;
-        Ok(log.lines().filter(|line| line.contains(" reloaded")).count())
-    });
-    counts.collect::<Result<Vec<_>>>()?.into_iter().max().context("no proxy")
+    pods.lines().map(|pod| lab.kubectl(REGION, &["logs", "-n", NAMESPACE, pod, "-c", "proxy", &since])).collect()
 }

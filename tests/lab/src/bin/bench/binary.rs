@@ -24,10 +24,15 @@ pub struct Measured {
 
 /// Measures, with a join of this cluster, which runs in the hub's network rather than in a pod so that it can be looked at.
 pub fn measure(lab: &Lab, cluster: &str) -> Result<Measured> {
-    let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/image/xregion").canonicalize();
-    let binary = binary.context("dist/image/xregion is missing: run `make image` first")?;
+    let binary = find()?;
     let startups = (0..STARTS).map(|_| startup(&binary)).collect::<Result<_>>()?;
     Ok(Measured { startups, peak_rss: peak_of_join(lab, &binary, cluster)?, size: mib(fs::metadata(&binary)?.len()) })
+}
+
+/// The binary as the image has it.
+pub fn find() -> Result<PathBuf> {
+    let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/image/xregion").canonicalize();
+    binary.context("dist/image/xregion is missing: run `make image` first")
 }
 
 fn startup(binary: &PathBuf) -> Result<f64> {

@@ -15,8 +15,11 @@ mod data_path;
 mod drift;
 mod failover;
 mod joins;
+mod plot;
 mod report;
 mod route_live;
+mod scale;
+mod stand_ins;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,6 +57,8 @@ enum Piece {
     Churn,
     /// What it costs when a proxy or a node ends
     Failover,
+    /// A thousand routes in one region, and twenty regions: an hour, and only when asked for
+    Scale,
 }
 
 fn main() -> ExitCode {
@@ -90,6 +95,12 @@ fn run(pieces: &[Piece], progress: &Progress) -> Result<()> {
     if pieces.is_empty() || pieces.contains(&Piece::Failover) {
         let measured = half(&lab, || failover(&lab, &dist, progress)).context("failover")?;
         figures.take(json!({"failover": measured.to_json()}), &measured.to_table());
+    }
+    if pieces.contains(&Piece::Scale) {
+        let measured = half(&lab, || scale(&lab, &dist, progress)).context("scale")?;
+        figures.take(json!({"scale": measured.to_json()}), &measured.to_table());
+        let stages = figures.all["scale"]["stages"].as_array().map_or(&[][..], Vec::as_slice);
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/scale.svg"), plot::draw(stages))?;
     }
     figures.write()?;
     progress.done("measured");
@@ -196,9 +207,13 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<Ours> {
 }
 
 /// As users have it, with its controller.
-fn enable(lab: &Lab, dist: &Dist) -> Result<()> {
+fn publish(lab: &Lab, dist: &Dist) -> Result<()> {
     lab.publish(dist)?;
-    lab.enable("xregion", &["controller.enabled=true"])?;
+    lab.enable("xregion", &["controller.enabled=true"]).map(drop)
+}
+
+fn enable(lab: &Lab, dist: &Dist) -> Result<()> {
+    publish(lab, dist)?;
     place(lab)
 }
 
@@ -238,4 +253,14 @@ fn failover(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<failover::Mea
     // Whatever became of it, the next piece finds the addon as users have it.
     lab.enable("xregion", &["controller.enabled=true", "hostAliases=services"])?;
     measured
+}
+
+fn scale(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<scale::Measured> {
+    progress.step("scale: enabling the addon");
+    publish(lab, dist)?;
+    let measured = scale::measure(lab, &binary::find()?, progress);
+    let cleaned = scale::clean_up(lab);
+    let measured = measured?;
+    cleaned?;
+    Ok(measured)
 }
