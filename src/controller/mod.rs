@@ -6,20 +6,25 @@
 //! the gateway's Deployment ─────┼─► drift ─► seen twice, not too often ─► region: port, route ─► gateway: one rollout
 //! regions, through the gateway ─┘                                   └──► Events, metrics, ConfigMap ─► xregion status
 //! ```
+//!
+//! Beside that it renews tokens before they end ([`renewals`]).
 
 mod members;
 mod metrics;
+mod renewals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use futures::future::{join, join_all};
+use futures::future::{join, join_all, join3};
 use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use self::members::Members;
@@ -69,7 +74,7 @@ pub async fn run(args: ControllerArgs, hub: &Hub, stop: impl Future<Output = ()>
     tokio::spawn(listening);
 
     let holder = holder_name()?;
-    let controller = Controller { hub, holder: &holder, health, metrics };
+    let controller = Controller { hub, holder: &holder, health, metrics, still: Still::default(), credentials: Mutex::default() };
     let mut stop = pin!(stop);
     loop {
         controller.health.turn();
@@ -78,6 +83,7 @@ pub async fn run(args: ControllerArgs, hub: &Hub, stop: impl Future<Output = ()>
                 let stopped = controller.lead(&lock, stop.as_mut()).await;
                 controller.metrics.leads(false);
                 controller.metrics.problems(0);
+                controller.metrics.credentials([]);
                 if stopped {
                     lock.release().await;
                     return Ok(());
@@ -98,7 +104,13 @@ struct Controller<'a> {
     holder: &'a str,
     health: Health,
     metrics: Metrics,
+    still: Still,
+    /// What the last look told of credentials.
+    credentials: Mutex<Vec<Trouble>>,
 }
+
+/// Held while Secrets are changed of which members must not see the one without the other.
+type Still = tokio::sync::Mutex<()>;
 
 /// What a look has seen.
 struct Seen {
@@ -113,7 +125,9 @@ impl Controller<'_> {
     async fn lead(&self, lock: &Lock, stop: impl Future<Output = ()>) -> bool {
         tracing::info!(holder = self.holder, "this is the controller that mends");
         self.metrics.leads(true);
-        let members = Members::new(self.hub);
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let members = Members::new(self.hub, &self.still);
+        let (show, looks) = watch::channel(None);
         let stopped = tokio::select! {
             biased;
             () = stop => true,
@@ -122,7 +136,7 @@ impl Controller<'_> {
                 false
             }
             // Beside each other: a join may take minutes, and what is lost meanwhile must not wait for it.
-            ((), ()) = join(self.follow(lock), members.follow(lock)) => false,
+            ((), (), ()) = join3(self.follow(lock, show), members.follow(lock), self.follow_credentials(lock, looks)) => false,
         };
         members.undo(!stopped).await;
         stopped
@@ -133,8 +147,8 @@ impl Controller<'_> {
         self.health.set_ready(false);
     }
 
-    /// Looks and mends, for ever. It may be dropped at any time.
-    async fn follow(&self, lock: &Lock) {
+    /// Looks and mends, for ever. It may be dropped at any time. What it has seen, it shows.
+    async fn follow(&self, lock: &Lock, show: watch::Sender<Option<Arc<Seen>>>) {
         let mut mending = Mending::default();
         // What another one has told is not told again.
         let told = self.hub.problems().await.inspect_err(|failure| self.missed(failure)).unwrap_or_default();
@@ -146,7 +160,10 @@ impl Controller<'_> {
                 Ok(seen) => {
                     self.health.set_ready(true);
                     self.metrics.looked(Timestamp::now());
-                    let troubles = self.round(lock, &seen, &mut mending).await;
+                    let seen = Arc::new(seen);
+                    show.send_replace(Some(seen.clone()));
+                    let mut troubles = self.round(lock, &seen, &mut mending).await;
+                    troubles.extend(self.credential_troubles());
                     let news = telling.note(troubles, Timestamp::now());
                     self.metrics.problems(telling.told().len());
                     stale |= news.is_some();

@@ -123,6 +123,8 @@ impl Join<'_> {
             node_port: ports.node,
             identity: String::new(),
             expires: None,
+            renews: None,
+            source: None,
         };
         let to = json!({"endpoint": membership.endpoint()});
         match self.change("hub", object.clone(), from.clone(), to.clone()) {

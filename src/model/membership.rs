@@ -2,17 +2,24 @@
 //! an interrupted leave is finished.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 
-use super::names::{ApiHost, ClusterName, DnsName};
+use super::names::{ApiHost, ClusterName, DnsName, SecretName};
 
 /// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
 pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
 /// What the record's annotations begin with.
 const PREFIX: &str = "xregion.oam.dev/";
-/// Annotation for the end of the credentials; the only one of the record that may be missing.
+/// Annotation for the end of the credentials.
 pub const EXPIRES: &str = "xregion.oam.dev/expires";
+/// Annotation for the time from which the controller renews the token.
+pub const RENEWS: &str = "xregion.oam.dev/renews";
+/// Annotation for the Secret that the kubeconfig came from.
+pub const SOURCE: &str = "xregion.oam.dev/source";
+/// Those of the record that may be missing.
+pub const OPTIONAL: [&str; 3] = [EXPIRES, RENEWS, SOURCE];
 /// The version of the record.
 const SCHEMA: &str = "1";
 
@@ -33,6 +40,37 @@ pub struct Membership {
     pub identity: String,
     /// When the credentials that the hub has for it end, where that can be told.
     pub expires: Option<Timestamp>,
+    /// From when on the controller renews them: of a token that it may renew.
+    pub renews: Option<Timestamp>,
+    /// Where its kubeconfig came from, if that stays there.
+    pub source: Option<Origin>,
+}
+
+/// Where a kubeconfig is: in a Secret of `vela-system`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// The Secret.
+    pub secret: SecretName,
+    /// The key in it.
+    pub key: String,
+    /// The context in the kubeconfig, if not its current one.
+    pub context: Option<String>,
+}
+
+/// As it is recorded: `secret/key`, or `secret/key/context`. Neither a Secret's name nor a key can have a slash.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.secret, self.key)?;
+        self.context.iter().try_for_each(|context| write!(f, "/{context}"))
+    }
+}
+
+impl Origin {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '/');
+        let (secret, key) = (parts.next()?.parse().ok()?, parts.next()?.to_owned());
+        Some(Self { secret, key, context: parts.next().map(str::to_owned) })
+    }
 }
 
 /// The server by which the hub reaches a cluster: its alias at its node port.
@@ -58,8 +96,10 @@ impl Membership {
             ("identity", self.identity.clone()),
         ]
         .into_iter()
-        .chain(self.expires.map(|expires| ("expires", expires.to_string())))
         .map(|(key, value)| (format!("{PREFIX}{key}"), value))
+        .chain(self.expires.map(|expires| (EXPIRES.to_owned(), expires.to_string())))
+        .chain(self.renews.map(|renews| (RENEWS.to_owned(), renews.to_string())))
+        .chain(self.source.as_ref().map(|source| (SOURCE.to_owned(), source.to_string())))
         .collect()
     }
 
@@ -77,7 +117,9 @@ impl Membership {
             alias: get("alias")?.parse().ok()?,
             node_port: get("node-port")?.parse().ok()?,
             identity: get("identity")?.clone(),
-            expires: get("expires").and_then(|expires| expires.parse().ok()),
+            expires: annotations.get(EXPIRES).and_then(|expires| expires.parse().ok()),
+            renews: annotations.get(RENEWS).and_then(|renews| renews.parse().ok()),
+            source: annotations.get(SOURCE).and_then(|source| Origin::parse(source)),
         })
     }
 }
@@ -89,7 +131,15 @@ mod tests {
     #[test]
     fn the_record_reads_back() {
         let end = "2026-12-24T09:00:00Z".parse().unwrap();
-        for (upstream, expires) in [("api.example", None), ("10.0.0.1", Some(end)), ("2001:db8::1", None)] {
+        let origin = |context: Option<&str>| {
+            let context = context.map(str::to_owned);
+            Some(Origin { secret: "a.kubeconfig".parse().unwrap(), key: "kube_config.yaml".into(), context })
+        };
+        for (upstream, expires, source) in [
+            ("api.example", None, None),
+            ("10.0.0.1", Some(end), origin(None)),
+            ("2001:db8::1", None, origin(Some("arn:aws:eks:x:1:cluster/prod"))),
+        ] {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
                 upstream: upstream.parse().unwrap(),
@@ -98,9 +148,12 @@ mod tests {
                 node_port: 30001,
                 identity: "uid".into(),
                 expires,
+                renews: expires,
+                source,
             };
             let mut annotations = membership.to_annotations();
-            assert_eq!(annotations.contains_key(EXPIRES), expires.is_some());
+            let optional = OPTIONAL.map(|key| annotations.contains_key(key));
+            assert_eq!(optional, [expires.is_some(), expires.is_some(), membership.source.is_some()]);
             assert_eq!(Membership::from_annotations(&annotations), Some(membership));
             annotations.insert("xregion.oam.dev/schema".into(), "2".into());
             assert_eq!(Membership::from_annotations(&annotations), None);

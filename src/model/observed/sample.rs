@@ -70,6 +70,8 @@ fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
         node_port,
         identity: format!("{cluster}-uid"),
         expires: None,
+        renews: None,
+        source: None,
     };
     SeenCluster {
         name: name(cluster),
