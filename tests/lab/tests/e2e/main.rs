@@ -20,5 +20,6 @@ mod looking;
 mod members;
 mod refusals;
 mod regions;
+mod renewals;
 mod rights;
 mod secrets;
