@@ -56,7 +56,7 @@ pub enum Command {
     ///
     /// For kubeconfigs that a hub can't keep: those that get their credentials from a command (exec) or an auth provider, such as the
     /// ones that managed clouds hand out. Makes a ServiceAccount in the cluster, binds it to a ClusterRole, and writes a kubeconfig
-    /// with a token of it. The default role, cluster-admin, is what KubeVela expects: whoever has the token can do everything there.
+    /// with a token of it, which the hub's controller renews before it ends. The default role, cluster-admin, is what KubeVela expects: whoever has the token can do everything there.
     Kubeconfig(KubeconfigArgs),
     /// Show the regions, their proxies, and the clusters joined through them, with what is out of step.
     ///
@@ -75,6 +75,7 @@ pub enum Command {
     /// Keep the hub's gateway and its regions as recorded, and join what members declare (the addon runs it on the hub).
     ///
     /// It looks every 5 seconds, and puts back what was lost or changed: host aliases, routes, ports. It removes nothing.
+    /// It renews tokens of clusters before they end.
     Controller(ControllerArgs),
     /// Print completions for a shell.
     ///

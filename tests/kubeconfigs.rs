@@ -395,7 +395,7 @@ fn every_form_is_decided_as_the_docs_say() {
             (outcome, wanted) => panic!("{name}: {:?} and not {wanted}", outcome.map_err(|failure| failure.to_string())),
         };
         assert_eq!((access.host.to_string().as_str(), access.port), form.address, "{name}");
-        let warned = lifetime::warning(&access, false, Timestamp::now()).is_some();
+        let warned = lifetime::warning(&access, false, false, Timestamp::now()).is_some();
         assert_eq!(warned, form.outcome == Outcome::Warned, "{name}");
         is_self_contained(name, &access);
         right += 1;

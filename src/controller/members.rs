@@ -16,7 +16,7 @@ use futures::try_join;
 use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
-use super::LOOK_EVERY;
+use super::{LOOK_EVERY, Still};
 use crate::cli::MemberArg;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
@@ -40,6 +40,8 @@ const UNDO_PATIENCE: Duration = Duration::from_secs(4);
 /// The members, while this controller leads.
 pub(super) struct Members<'a> {
     hub: &'a Hub,
+    /// Held by who changes what members look at.
+    still: &'a Still,
     /// How to undo the joins that are under way.
     undos: Mutex<Arc<Vec<Undo>>>,
 }
@@ -58,8 +60,8 @@ struct Joining<'a> {
 }
 
 impl<'a> Members<'a> {
-    pub fn new(hub: &'a Hub) -> Self {
-        Self { hub, undos: Mutex::default() }
+    pub fn new(hub: &'a Hub, still: &'a Still) -> Self {
+        Self { hub, still, undos: Mutex::default() }
     }
 
     /// Carries out what members ask for, for ever. It may be dropped at any time; then [`Self::undo`] is to be called.
@@ -88,11 +90,15 @@ impl<'a> Members<'a> {
     }
 
     async fn round(&self, lock: &Lock, tries: &mut Tries) -> Result<()> {
-        let members = self.hub.members().await?;
-        if members.is_empty() {
-            return Ok(());
-        }
-        let (kubeconfigs, clusters) = try_join!(self.hub.kubeconfigs(), self.hub.clusters())?;
+        let (members, kubeconfigs, clusters) = {
+            let _still = self.still.lock().await;
+            let members = self.hub.members().await?;
+            if members.is_empty() {
+                return Ok(());
+            }
+            let (kubeconfigs, clusters) = try_join!(self.hub.kubeconfigs(), self.hub.clusters())?;
+            (members, kubeconfigs, clusters)
+        };
         let asked: Vec<Asked> = members.into_iter().map(|member| asked(member, &kubeconfigs)).collect();
         drop(kubeconfigs);
         let wishes: Vec<_> =
@@ -268,7 +274,7 @@ fn note(member: &Declared, written: Result<()>) {
 }
 
 /// How a member is joined.
-fn describe(region: &ClusterName, node_port: u16, mode: Mode, warning: Option<&str>) -> String {
+pub(super) fn describe(region: &ClusterName, node_port: u16, mode: Mode, warning: Option<&str>) -> String {
     let warning = warning.map(|warning| format!("; {warning}")).unwrap_or_default();
     format!("joined through {region}, {}{warning}", described(node_port, mode))
 }

@@ -1,7 +1,8 @@
 //! What the controller tells in numbers.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use prometheus_client::encoding::text::encode;
@@ -21,6 +22,10 @@ pub(super) struct Metrics {
     problems: Gauge,
     last_look: Gauge<f64, AtomicU64>,
     nodes: Family<[(&'static str, String); 2], Gauge>,
+    expire: Family<[(&'static str, String); 1], Gauge>,
+    renewals: Family<[(&'static str, &'static str); 1], Counter>,
+    /// The clusters whose credentials' ends are told.
+    told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Metrics {
@@ -34,9 +39,15 @@ impl Metrics {
         registry.register_with_unit("last_look_timestamp", "When all was looked at last", Unit::Seconds, last_look.clone());
         let nodes = Family::default();
         registry.register("nodes", "Nodes by which the hub enters a region, by whether they answer", Family::clone(&nodes));
-        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, nodes };
+        let (expire, renewals) = (Family::default(), Family::default());
+        let help = "When the hub's credentials for a cluster end";
+        registry.register_with_unit("credentials_expire_timestamp", help, Unit::Seconds, Family::clone(&expire));
+        registry.register("renewals", "Tokens that were to be renewed", Family::clone(&renewals));
+        let told = Arc::default();
+        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, expire, renewals, told, nodes };
         // From nothing on: what a counter has when it is first seen, nobody counts.
         ["gateway", "addresses", "entries", "service", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
+        ["renewed", "failed"].into_iter().for_each(|outcome| drop(this.renewals.get_or_create(&[("outcome", outcome)])));
         this
     }
 
@@ -65,6 +76,25 @@ impl Metrics {
             let labels = [("region", region.to_string()), ("state", state.to_owned())];
             self.nodes.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// A token was to be renewed, and was (`renewed`) or was not (`failed`).
+    pub fn renewed(&self, outcome: &'static str) {
+        self.renewals.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// When the credentials of these clusters end. Of others, nothing is told any more.
+    pub fn credentials<'a>(&self, ends: impl IntoIterator<Item = (&'a str, Timestamp)>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = BTreeSet::new();
+        for (cluster, end) in ends {
+            self.expire.get_or_create(&[("cluster", cluster.to_owned())]).set(end.as_second());
+            now.insert(cluster.to_owned());
+        }
+        for gone in told.difference(&now) {
+            self.expire.remove(&[("cluster", gone.clone())]);
+        }
+        *told = now;
     }
 
     /// So much can't be mended.
@@ -96,6 +126,9 @@ mod tests {
         metrics.problems(2);
         metrics.looked(Timestamp::from_millisecond(1500).unwrap());
         metrics.nodes(&"east".parse().unwrap(), 2, 0);
+        metrics.credentials([("gone", Timestamp::UNIX_EPOCH), ("a", Timestamp::UNIX_EPOCH)]);
+        metrics.credentials([("a", Timestamp::from_second(1_800_000_000).unwrap())]);
+        metrics.renewed("renewed");
         let text = metrics.text();
         for line in [
             "xregion_controller_leader 1",
@@ -104,9 +137,13 @@ mod tests {
             "xregion_controller_problems 2",
             "xregion_controller_nodes{region=\"east\",state=\"answering\"} 2",
             "xregion_controller_last_look_timestamp_seconds 1.5",
+            "xregion_controller_credentials_expire_timestamp_seconds{cluster=\"a\"} 1800000000",
+            "xregion_controller_renewals_total{outcome=\"renewed\"} 1",
+            "xregion_controller_renewals_total{outcome=\"failed\"} 0",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in:\n{text}");
         }
+        assert!(!text.contains("gone"), "{text}");
 
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let told: BTreeSet<String> =

@@ -8,18 +8,22 @@
 //!
 //! every node of a region, each second ─► those that answer ─► the region's Services on the hub
 //! ```
+//!
+//! Beside that it renews tokens before they end ([`renewals`]).
 
 mod members;
 mod metrics;
 mod nodes;
+mod renewals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use futures::future::{join, join_all, join3};
+use futures::future::{join, join_all, join4};
 use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -77,7 +81,7 @@ pub async fn run(args: ControllerArgs, hub: &Hub, stop: impl Future<Output = ()>
     tokio::spawn(listening);
 
     let holder = holder_name()?;
-    let controller = Controller { hub, holder: &holder, health, metrics };
+    let controller = Controller { hub, holder: &holder, health, metrics, still: Still::default(), credentials: Mutex::default() };
     let mut stop = pin!(stop);
     loop {
         controller.health.turn();
@@ -86,6 +90,7 @@ pub async fn run(args: ControllerArgs, hub: &Hub, stop: impl Future<Output = ()>
                 let stopped = controller.lead(&lock, stop.as_mut()).await;
                 controller.metrics.leads(false);
                 controller.metrics.problems(0);
+                controller.metrics.credentials([]);
                 if stopped {
                     lock.release().await;
                     return Ok(());
@@ -106,7 +111,13 @@ struct Controller<'a> {
     holder: &'a str,
     health: Health,
     metrics: Metrics,
+    still: Still,
+    /// What the last look told of credentials.
+    credentials: Mutex<Vec<Trouble>>,
 }
+
+/// Held while Secrets are changed of which members must not see the one without the other.
+type Still = tokio::sync::Mutex<()>;
 
 /// What a look has seen.
 struct Seen {
@@ -158,10 +169,12 @@ impl Controller<'_> {
     async fn lead(&self, lock: &Lock, stop: impl Future<Output = ()>) -> bool {
         tracing::info!(holder = self.holder, "this is the controller that mends");
         self.metrics.leads(true);
-        let members = Members::new(self.hub);
         let (entrances, seen) = watch::channel(Entrances::new());
         let (sender, silent) = watch::channel(BTreeMap::new());
         let nodes = Nodes { hub: self.hub, metrics: self.metrics.clone(), entrances: seen, silent: sender };
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let members = Members::new(self.hub, &self.still);
+        let (show, looks) = watch::channel(None);
         let stopped = tokio::select! {
             biased;
             () = stop => true,
@@ -170,7 +183,12 @@ impl Controller<'_> {
                 false
             }
             // Beside each other: a join may take minutes, and what is lost meanwhile must not wait for it.
-            ((), (), ()) = join3(self.follow(lock, &entrances, &silent), members.follow(lock), nodes.follow(lock)) => false,
+            ((), (), (), ()) = join4(
+                self.follow(lock, show, &entrances, &silent),
+                members.follow(lock),
+                self.follow_credentials(lock, looks),
+                nodes.follow(lock),
+            ) => false,
         };
         members.undo(!stopped).await;
         stopped
@@ -181,8 +199,14 @@ impl Controller<'_> {
         self.health.set_ready(false);
     }
 
-    /// Looks and mends, for ever. It may be dropped at any time.
-    async fn follow(&self, lock: &Lock, entrances: &watch::Sender<Entrances>, silent: &watch::Receiver<Silent>) {
+    /// Looks and mends, for ever. It may be dropped at any time. What it has seen, it shows.
+    async fn follow(
+        &self,
+        lock: &Lock,
+        show: watch::Sender<Option<Arc<Seen>>>,
+        entrances: &watch::Sender<Entrances>,
+        silent: &watch::Receiver<Silent>,
+    ) {
         let mut mending = Mending::default();
         // What another one has told is not told again.
         let told = self.hub.problems().await.inspect_err(|failure| self.missed(failure)).unwrap_or_default();
@@ -195,7 +219,10 @@ impl Controller<'_> {
                     self.health.set_ready(true);
                     self.metrics.looked(Timestamp::now());
                     entrances.send_modify(|known| *known = seen.entrances(known));
+                    let seen = Arc::new(seen);
+                    show.send_replace(Some(seen.clone()));
                     let mut troubles = self.round(lock, &seen, &mut mending).await;
+                    troubles.extend(self.credential_troubles());
                     troubles.extend(silent.borrow().iter().flat_map(|(region, nodes)| nodes.iter().map(|ip| silence(region, *ip))));
                     let news = telling.note(troubles, Timestamp::now());
                     self.metrics.problems(telling.told().len());

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::Wanted;
+use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
 use crate::model::names::{ClusterName, NAMESPACE};
 
@@ -57,6 +58,21 @@ impl JoinedCluster {
     /// Its Secret, for those who tell about it.
     pub fn reference(&self) -> ObjectReference {
         self.secret.object_ref(&())
+    }
+
+    /// The Secret as the API had it when it was read.
+    pub fn version(&self) -> Option<&str> {
+        self.secret.metadata.resource_version.as_deref()
+    }
+
+    /// What the hub shows to the cluster.
+    pub fn credentials(&self) -> Option<Credentials> {
+        let text = |key: &str| self.data(key).and_then(|bytes| std::str::from_utf8(bytes).ok()).map(str::to_owned);
+        match self.label(CREDENTIAL_TYPE)? {
+            "ServiceAccountToken" => Some(Credentials::Token(text("token")?.into())),
+            "X509Certificate" => Some(Credentials::Certificate(self.data("tls.crt")?.to_vec(), text("tls.key")?.into())),
+            _ => None,
+        }
     }
 
     /// When it was joined for the first time under its name.
@@ -159,12 +175,11 @@ impl Hub {
 
     /// Writes xregion's record onto a cluster's Secret.
     pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<()> {
-        let mut annotations = json!(membership.to_annotations());
-        if let Some(annotations) = annotations.as_object_mut() {
+        let recorded = membership.to_annotations();
+        let mut annotations = json!(recorded);
+        for key in OPTIONAL.into_iter().filter(|key| !recorded.contains_key(*key)) {
             // What an earlier join recorded and this one has not.
-            for key in OPTIONAL {
-                annotations.entry(key).or_insert(json!(null));
-            }
+            annotations[key] = json!(null);
         }
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
         call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch))

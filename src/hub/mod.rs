@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod leftovers;
 pub mod members;
 pub mod progress;
+pub mod renewal;
 
 use std::future::Future;
 use std::time::Duration;
@@ -24,6 +25,14 @@ use crate::model::names::{ClusterName, HubId, NAMESPACE, SecretName};
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Label by which a kubeconfig's Secret opts in to being read.
 pub const OPT_IN: &str = "xregion.oam.dev/kubeconfig";
+
+/// A kubeconfig that was brought in a Secret.
+pub struct Brought {
+    /// Its text.
+    pub text: Vec<u8>,
+    /// Whether it stays: a shell's goes with its Job.
+    pub stays: bool,
+}
 
 /// A connection to the hub.
 #[derive(Clone)]
@@ -87,7 +96,7 @@ impl Hub {
     }
 
     /// The kubeconfig in a Secret of `vela-system` that opted in.
-    pub async fn kubeconfig(&self, name: &SecretName, key: &str) -> Result<Vec<u8>> {
+    pub async fn kubeconfig(&self, name: &SecretName, key: &str) -> Result<Brought> {
         let secret =
             call(&format!("read Secret {NAMESPACE}/{name}"), self.secrets().get_opt(name.as_str())).await?.ok_or_else(|| {
                 Failure::new(
@@ -105,8 +114,9 @@ impl Hub {
                 format!("kubectl -n {NAMESPACE} label secret {name} {OPT_IN}=true"),
             ));
         }
+        let stays = secret.metadata.owner_references.iter().flatten().all(|owner| owner.kind != "Job");
         let data = secret.data.unwrap_or_default();
-        data.get(key).map(|bytes| bytes.0.clone()).ok_or_else(|| {
+        data.get(key).map(|bytes| Brought { text: bytes.0.clone(), stays }).ok_or_else(|| {
             let keys = data.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             Failure::new(
                 Kind::SecretMissing,

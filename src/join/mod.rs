@@ -19,21 +19,22 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use crate::error::{Failure, Kind, Result};
-use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::Gateway;
 use crate::hub::leftovers::Leftover;
 use crate::hub::progress::{Progress, Stage, Teller};
+use crate::hub::{Brought, Hub};
 use crate::leave;
 use crate::model::aliases::HostAliases;
 use crate::model::joined::Joined;
-use crate::model::kubeconfig::{Access, authority_part};
+use crate::model::kubeconfig::{Access, Credentials, authority_part};
 use crate::model::labels::Label;
 use crate::model::lifetime;
-use crate::model::membership::Membership;
+use crate::model::membership::{Membership, Origin};
 use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::region::SNI_PORT;
+use crate::model::renewal::outlived;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
 use crate::model::sources::SourceRanges;
 use crate::region::{Region, release_ports};
@@ -214,6 +215,10 @@ struct Join<'a> {
     changed: bool,
     /// Whether the hub's token is kept in place of the one brought.
     kept_token: bool,
+    /// From when on the controller may renew the token.
+    renews: Option<Timestamp>,
+    /// Where the kubeconfig is, if it stays there.
+    origin: Option<Origin>,
 }
 
 /// A join whose way is proven.
@@ -242,7 +247,7 @@ impl Proven<'_> {
             node_ips: join.addresses,
             host: membership.upstream,
             alias: membership.alias,
-            warning: lifetime::warning(&join.access, join.kept_token, Timestamp::now()),
+            warning: lifetime::warning(&join.access, join.kept_token, join.renews.is_some(), Timestamp::now()),
         };
         if let Some(warning) = &joined.warning {
             tracing::warn!(cluster = %join.member.cluster, "{warning}");
@@ -263,18 +268,25 @@ impl<'a> Join<'a> {
         undo: &'a Undo,
         turns: &'a Semaphore,
     ) -> Result<Self> {
-        let access = match &member.source {
-            Source::Read(access) => (**access).clone(),
+        let before = hub.cluster(&member.cluster).await?;
+        let mut kept_token = false;
+        let (access, origin) = match &member.source {
+            Source::Read(access) => ((**access).clone(), None),
             Source::Secret { name, key, context } => {
                 let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
-                let bytes = hub.kubeconfig(name, key).await?;
-                Access::parse(&bytes, context.as_deref(), &no_files, Timestamp::now())
-                    .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?
+                let Brought { mut text, stays } = hub.kubeconfig(name, key).await?;
+                if let Some(Credentials::Token(held)) = before.as_ref().and_then(JoinedCluster::credentials)
+                    && let Some(with_held) = outlived(&text, context.as_deref(), &held, Timestamp::now())
+                {
+                    (text, kept_token) = (with_held, true);
+                }
+                let access = Access::parse(&text, context.as_deref(), &no_files, Timestamp::now())
+                    .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?;
+                (access, stays.then(|| Origin { secret: name.clone(), key: key.clone(), context: context.clone() }))
             }
         };
         let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.sources)
             .map_err(|failure| failure.about(&format!("cluster {}", member.cluster)))?;
-        let before = hub.cluster(&member.cluster).await?;
         let region = Region::enter(hub, &member.region).await?;
         let nodes = region.nodes().await?;
         if !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
@@ -307,7 +319,9 @@ impl<'a> Join<'a> {
             aliases,
             addresses,
             changed: false,
-            kept_token: false,
+            kept_token,
+            renews: None,
+            origin,
         };
         if let ApiHost::Dns(name) = join.access.certificate_name() {
             join.choose_alias(&[name])?;

@@ -145,6 +145,8 @@ impl Join<'_> {
             mode: route.mode(),
             identity: String::new(),
             expires: None,
+            renews: None,
+            source: None,
         };
         let to = json!({"endpoint": membership.endpoint()});
         match self.change("hub", object.clone(), from.clone(), to.clone()) {

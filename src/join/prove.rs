@@ -16,6 +16,7 @@ use crate::model::membership::{self, Membership};
 use crate::model::names::{ApiHost, DnsName, Slot};
 use crate::model::ports::Ports;
 use crate::model::region::SNI_LISTEN;
+use crate::model::renewal::renewable;
 use crate::model::report::{Reason, Uptake, uptake};
 use crate::model::route::{Laid, Mode, Route};
 use crate::probe::{self, Door};
@@ -112,6 +113,8 @@ impl Join<'_> {
             self.region.put_route(&route).await?;
             self.changed = true;
         }
+        let recorded = self.before.as_ref().and_then(JoinedCluster::membership).filter(|recorded| recorded.identity == identity);
+        let source = self.origin.clone().or_else(|| recorded?.source);
         Ok(Membership {
             region: self.member.region.clone(),
             mode: route.mode(),
@@ -122,6 +125,8 @@ impl Join<'_> {
             node_port: ports.node,
             identity,
             expires: lifetime::expiry(&self.access),
+            renews: self.renews,
+            source,
         })
     }
 
@@ -251,6 +256,12 @@ impl Join<'_> {
         if let (Some(client), Some(door)) = (clients.first(), doors.first()) {
             client.ensure_namespace().await?;
             self.keep_later_token(door, &alias, &identity).await?;
+            self.renews = None;
+            if let Some((account, lifetime)) = renewable(&self.access.credentials)
+                && probe::client(door, &alias, &self.access)?.may_renew(&account).await?
+            {
+                self.renews = Some(lifetime.renewal());
+            }
         }
         Ok((alias, identity))
     }

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::client::AuthError;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -16,7 +15,9 @@ use serde_json::json;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::root_cause;
 use crate::model::kubeconfig::{Chosen, Server, authority_part};
+use crate::model::lifetime::token_request;
 use crate::model::names::{MANAGER, ObjectName};
+use crate::model::renewal::RENEW;
 
 /// How long any single call may take before it is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -67,12 +68,12 @@ impl Cluster {
         call(&format!("create namespace {name}"), namespaces.patch(name.as_str(), &apply(), &Patch::Apply(&object))).await.map(drop)
     }
 
-    /// Sees to the ServiceAccount.
+    /// Sees to the ServiceAccount, marked as one whose tokens a hub's controller may renew.
     pub async fn ensure_account(&self, namespace: &ObjectName, name: &ObjectName) -> Result<()> {
         let what = format!("create ServiceAccount {namespace}/{name}");
         let object = json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": name.as_str(), "namespace": namespace.as_str()},
+            "metadata": {"name": name.as_str(), "namespace": namespace.as_str(), "labels": {RENEW: "true"}},
         });
         call(&what, self.accounts(namespace).patch(name.as_str(), &apply(), &Patch::Apply(&object))).await.map(drop)
     }
@@ -97,12 +98,35 @@ impl Cluster {
         Ok(before)
     }
 
+    /// Lets the ServiceAccount renew its tokens: what it needs for that beside a ClusterRole narrower than `cluster-admin`.
+    pub async fn let_renew(&self, namespace: &ObjectName, name: &ObjectName) -> Result<()> {
+        let role = format!("{MANAGER}:renew:{name}");
+        let labels = json!({"app.kubernetes.io/managed-by": MANAGER});
+        let roles: Api<Role> = Api::namespaced(self.client.clone(), namespace.as_str());
+        let object = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": role, "labels": labels},
+            "rules": [
+                // reason: whether it is still marked
+                {"apiGroups": [""], "resources": ["serviceaccounts"], "resourceNames": [name.as_str()], "verbs": ["get"]},
+                // reason: a new token, of itself and nobody else
+                {"apiGroups": [""], "resources": ["serviceaccounts/token"], "resourceNames": [name.as_str()], "verbs": ["create"]},
+            ],
+        });
+        call(&format!("create Role {namespace}/{role}"), roles.patch(&role, &apply(), &Patch::Apply(&object))).await?;
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace.as_str());
+        let object = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role, "labels": labels},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": name.as_str(), "namespace": namespace.as_str()}],
+        });
+        call(&format!("create RoleBinding {namespace}/{role}"), bindings.patch(&role, &apply(), &Patch::Apply(&object)))
+            .await
+            .map(drop)
+    }
+
     /// A token of the ServiceAccount, and when it ends: many clusters give less time than is asked for.
     pub async fn token(&self, namespace: &ObjectName, name: &ObjectName, lasting: Duration) -> Result<(SecretString, Timestamp)> {
-        let request = TokenRequest {
-            spec: TokenRequestSpec { expiration_seconds: i64::try_from(lasting.as_secs()).ok(), ..TokenRequestSpec::default() },
-            ..TokenRequest::default()
-        };
+        let request = token_request(lasting);
         let what = format!("get a token of ServiceAccount {namespace}/{name}");
         let accounts = self.accounts(namespace);
         let answer = call(&what, accounts.create_token_request(name.as_str(), &PostParams::default(), &request)).await?;

@@ -60,6 +60,7 @@ async fn token_for(cluster: &Cluster, context: &str, server: Server, account: &A
         tracing::warn!("ServiceAccount {namespace}/{name} was bound to ClusterRole {before}; that binding is gone");
     }
     tracing::info!("ServiceAccount {namespace}/{name} is bound to ClusterRole {role}{}", what_it_may(role));
+    cluster.let_renew(namespace, name).await?;
     let (token, expires) = cluster.token(namespace, name, *duration).await?;
     let access = Access::new(server, Credentials::Token(token));
     Ok(Minted { kubeconfig: access.flattened(context), lifetime: lifetime(*duration, expires, Timestamp::now()) })

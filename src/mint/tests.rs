@@ -10,6 +10,7 @@ use crate::error::Kind;
 
 const ACCOUNT: &str = "/api/v1/namespaces/vela-system/serviceaccounts/xregion";
 const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+const RENEWAL: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/vela-system";
 const BINDING: &str = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/xregion:vela-system:xregion";
 
 /// An answer of the API: to which method and path, with which status and body.
@@ -51,6 +52,10 @@ fn answers(role: &str, before: Option<&str>, seconds: i64) -> Vec<Answer> {
     let end = (Timestamp::now() + Duration::from_secs(seconds.unsigned_abs())).to_string();
     let token = json!({"metadata": {}, "spec": {"audiences": []}, "status": {"token": "m1nted", "expirationTimestamp": end}});
     answers.push(ok(Method::PATCH, BINDING, binding_to(role)));
+    answers.push(ok(Method::PATCH, &format!("{RENEWAL}/roles/xregion:renew:xregion"), object()));
+    let to_it =
+        json!({"metadata": {"name": "x"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "x"}});
+    answers.push(ok(Method::PATCH, &format!("{RENEWAL}/rolebindings/xregion:renew:xregion"), to_it));
     answers.push(ok(Method::POST, &format!("{ACCOUNT}/token"), token));
     answers
 }
@@ -87,7 +92,14 @@ async fn a_token_of_a_service_account_of_its_own_is_asked_for_as_long_as_wanted(
     let minted = minted.unwrap();
     assert_eq!(sent[4]["roleRef"]["name"], "cluster-admin");
     assert_eq!(sent[4]["subjects"], json!([{"kind": "ServiceAccount", "name": "xregion", "namespace": "vela-system"}]));
-    assert_eq!(sent[5]["spec"]["expirationSeconds"], 720 * 3600);
+    assert_eq!(sent[2]["metadata"]["labels"], json!({"xregion.oam.dev/renew": "true"}));
+    let narrow = |rule: &Value, resource: &str, verb: &str| {
+        assert_eq!(*rule, json!({"apiGroups": [""], "resources": [resource], "resourceNames": ["xregion"], "verbs": [verb]}));
+    };
+    narrow(&sent[5]["rules"][0], "serviceaccounts", "get");
+    narrow(&sent[5]["rules"][1], "serviceaccounts/token", "create");
+    assert_eq!((&sent[6]["roleRef"]["name"], &sent[6]["subjects"]), (&json!("xregion:renew:xregion"), &sent[4]["subjects"]));
+    assert_eq!(sent[7]["spec"]["expirationSeconds"], 720 * 3600);
     let kubeconfig: Value = serde_json::from_str(minted.kubeconfig.expose_secret()).unwrap();
     assert_eq!(kubeconfig["current-context"], "eks");
     assert_eq!(

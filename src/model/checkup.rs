@@ -4,21 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::aliases::{HostAliases, Wanted};
 use super::entries::Entries;
-use super::membership::Membership;
-use super::names::{ClusterName, KIND, NAMESPACE};
+use super::lifetime::SOON;
+use super::membership::{Membership, Origin};
+use super::names::{CONTROLLER, ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
 use super::region::{KIND_PROXY, SNI_PORT};
 use super::report::{Uptake, uptake};
 use super::route::Mode;
 use crate::error::{Failure, Kind};
-
-/// How long before their end credentials count as expiring.
-const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// One link of a way.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -263,7 +261,7 @@ pub fn cluster(observed: &Observed, cluster: &SeenCluster) -> Vec<Check> {
         check("node port", port),
         check("host alias", alias),
         check("Secret", secret(cluster)),
-        check("credentials", credentials(cluster, observed.now)),
+        check("credentials", credentials(cluster, observed.controller.is_some(), observed.now)),
         check("answers", answers(cluster)),
         check("identity", identity(cluster)),
     ]
@@ -377,19 +375,38 @@ fn secret(cluster: &SeenCluster) -> Outcome {
     }
 }
 
-fn credentials(cluster: &SeenCluster, now: Timestamp) -> Outcome {
-    let Some(expires) = cluster.membership.expires else { return Outcome::Ok("no expiry is known".into()) };
-    let cause = if expires <= now {
-        format!("they expired at {expires}")
-    } else if expires.duration_since(now) < EXPIRES_SOON {
-        format!("they expire at {expires}")
+/// What brings new credentials for a cluster.
+pub fn new_credentials(cluster: &ClusterName, membership: &Membership) -> String {
+    let by_hand = format!("join it with a new kubeconfig: xregion join {cluster} --region {} --kubeconfig FILE", membership.region);
+    let Some(Origin { secret, key, .. }) = &membership.source else { return by_hand };
+    let secret = format!("Secret {NAMESPACE}/{secret}, key {key}");
+    if membership.renews.is_some() {
+        let again = "run xregion kubeconfig again where the cluster can be reached";
+        format!("{again}, and put its FILE into {secret}: the controller takes it up; or {by_hand}")
     } else {
-        return Outcome::Ok(format!("until {expires}"));
+        format!(
+            "put a new kubeconfig into {secret}, and run its join again (a component xregion-member does by itself); or {by_hand}"
+        )
+    }
+}
+
+fn credentials(cluster: &SeenCluster, controlled: bool, now: Timestamp) -> Outcome {
+    let Membership { expires, renews, .. } = &cluster.membership;
+    let Some(expires) = *expires else { return Outcome::Ok("no expiry is known".into()) };
+    let anew = || new_credentials(&cluster.name, &cluster.membership);
+    let (cause, fix) = match renews.filter(|_| controlled) {
+        _ if expires <= now => (format!("they expired at {expires}"), anew()),
+        Some(from) if now < from => return Outcome::Ok(format!("until {expires}; the controller renews them from {from} on")),
+        Some(from) if now.duration_since(from) * 2 < expires.duration_since(from) => {
+            return Outcome::Ok(format!("until {expires}; the controller is to renew them since {from}"));
+        }
+        Some(from) => (
+            format!("they expire at {expires}, and the controller has not renewed them since {from}"),
+            format!("see what it says: kubectl -n {NAMESPACE} logs deployment/{CONTROLLER}; or {}", anew()),
+        ),
+        None if expires.duration_since(now) < SOON => (format!("they expire at {expires}"), anew()),
+        None => return Outcome::Ok(format!("until {expires}")),
     };
-    let fix = format!(
-        "join it with a new kubeconfig: xregion join {} --region {} --kubeconfig FILE",
-        cluster.name, cluster.membership.region
-    );
     Outcome::Failed(Problem::new(cause, fix))
 }
 

@@ -1,14 +1,21 @@
 //! How long credentials last, and which of two tokens to keep. A token's claims are read and never verified: only its API server
 //! can do that.
 
+use std::fmt;
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::kubeconfig::{Access, Credentials};
+use super::names::ObjectName;
 
+/// How long before their end credentials count as expiring.
+pub const SOON: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// How long before a certificate's end a join warns of it.
 const NOTICE: SignedDuration = SignedDuration::from_hours(30 * 24);
 
@@ -17,8 +24,81 @@ const NOTICE: SignedDuration = SignedDuration::from_hours(30 * 24);
 pub struct Claims {
     /// Whose it is.
     pub subject: Option<Subject>,
+    /// The ServiceAccount whose it is, by name.
+    pub account: Option<Account>,
+    /// When it was made.
+    pub issued: Option<Timestamp>,
     /// When it ends; none is for ever.
     pub expires: Option<Timestamp>,
+}
+
+/// Where a ServiceAccount is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Account {
+    /// Its namespace.
+    pub namespace: ObjectName,
+    /// Its name.
+    pub name: ObjectName,
+}
+
+impl Account {
+    /// Reads what a token says of its subject.
+    fn of_subject(subject: &str) -> Option<Self> {
+        let (namespace, name) = subject.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+        Some(Self { namespace: namespace.parse().ok()?, name: name.parse().ok()? })
+    }
+}
+
+/// As Kubernetes' tools write it.
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// From when to when credentials are valid.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lifetime {
+    /// When they were made.
+    pub issued: Timestamp,
+    /// When they end; later than that.
+    pub expires: Timestamp,
+}
+
+impl Lifetime {
+    /// None where they end before they begin.
+    pub fn new(issued: Timestamp, expires: Timestamp) -> Option<Self> {
+        (issued < expires).then_some(Self { issued, expires })
+    }
+
+    /// How long it is as a whole.
+    pub fn length(&self) -> SignedDuration {
+        self.expires.duration_since(self.issued)
+    }
+
+    /// From when they are to be renewed: when a third of it is left.
+    pub fn renewal(&self) -> Timestamp {
+        self.end_less(3)
+    }
+
+    /// From when it is late to renew them: when a tenth of it is left.
+    pub fn late(&self) -> Timestamp {
+        self.end_less(10)
+    }
+
+    /// The end, less such a part of the whole, in whole seconds.
+    fn end_less(&self, part: i64) -> Timestamp {
+        self.expires.checked_sub(SignedDuration::from_secs(self.length().as_secs() / part)).unwrap_or(self.issued)
+    }
+}
+
+/// What a cluster is asked for a ServiceAccount's token that lasts so long. It may give one that lasts less.
+pub fn token_request(lasting: Duration) -> TokenRequest {
+    let seconds = i64::try_from(lasting.as_secs()).ok();
+    TokenRequest {
+        spec: TokenRequestSpec { expiration_seconds: seconds, ..TokenRequestSpec::default() },
+        ..TokenRequest::default()
+    }
 }
 
 /// Whose a token is. A ServiceAccount that was deleted and made again is another one, and its old tokens are void; what issues
@@ -35,6 +115,7 @@ pub enum Subject {
 struct Payload {
     iss: Option<String>,
     sub: Option<String>,
+    iat: Option<f64>,
     exp: Option<f64>,
     #[serde(rename = "kubernetes.io", default)]
     kubernetes: Value,
@@ -53,13 +134,19 @@ impl Claims {
         let payload: Payload = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
         let uid = payload.kubernetes["serviceaccount"]["uid"].as_str().map(str::to_owned).or(payload.account_uid);
         // Seconds since 1970, of which RFC 7519 allows fractions. What lies beyond every calendar is never.
-        let expires = payload.exp.and_then(|seconds| Timestamp::from_second(seconds as i64).ok());
+        let time = |seconds: Option<f64>| seconds.and_then(|seconds| Timestamp::from_second(seconds as i64).ok());
+        let account = payload.sub.as_deref().and_then(Account::of_subject);
         let subject = match (uid, payload.sub) {
             (Some(uid), _) => Some(Subject::ServiceAccount(uid)),
             (None, Some(name)) => Some(Subject::Other(payload.iss, name)),
             (None, None) => None,
         };
-        Some(Self { subject, expires })
+        Some(Self { subject, account, issued: time(payload.iat), expires: time(payload.exp) })
+    }
+
+    /// Its lifetime, where it tells both ends of it.
+    pub fn lifetime(&self) -> Option<Lifetime> {
+        Lifetime::new(self.issued?, self.expires?)
     }
 }
 
@@ -76,8 +163,8 @@ pub fn choose_token<'a>(existing: &'a str, brought: &'a str, now: Timestamp) -> 
 }
 
 /// What a user should know of the end of the credentials: of any token's, and of a certificate's when it is near. `kept` is whether
-/// they are the hub's own, in place of those that were brought.
-pub fn warning(access: &Access, kept: bool, now: Timestamp) -> Option<String> {
+/// they are the hub's own, in place of those that were brought; `renewed` whether the controller makes new ones in time.
+pub fn warning(access: &Access, kept: bool, renewed: bool, now: Timestamp) -> Option<String> {
     let Some(expires) = expiry(access) else {
         return kept.then(|| "its token never expires, and is kept: the one brought does".to_owned());
     };
@@ -87,7 +174,11 @@ pub fn warning(access: &Access, kept: bool, now: Timestamp) -> Option<String> {
         Credentials::Certificate(..) if left <= NOTICE => "client certificate",
         Credentials::Certificate(..) => return None,
     };
-    let then = if kept { ", and is kept: the one brought expires sooner" } else { ": join it with a new kubeconfig before" };
+    let then = match (kept, renewed) {
+        (true, _) => ", and is kept: the one brought expires sooner",
+        (false, true) => "; the addon's controller renews it before",
+        (false, false) => ": join it with a new kubeconfig before",
+    };
     Some(format!("its {what} expires at {expires}, {} from now{then}", in_words(left)))
 }
 
@@ -155,6 +246,26 @@ mod tests {
     }
 
     #[test]
+    fn a_token_tells_its_account_and_its_lifetime() {
+        let claims = |payload| Claims::of(&jwt(&payload)).unwrap();
+        let told = claims(json!({"sub": "system:serviceaccount:vela-system:xregion", "iat": 1_767_222_000, "exp": 1_767_225_600}));
+        assert_eq!(told.account.as_ref().map(ToString::to_string).as_deref(), Some("vela-system/xregion"));
+        let lifetime = told.lifetime().unwrap();
+        assert_eq!(lifetime.length(), SignedDuration::from_hours(1));
+        assert_eq!(lifetime.renewal().to_string(), "2025-12-31T23:40:00Z");
+        assert_eq!(lifetime.late().to_string(), "2025-12-31T23:54:00Z");
+        for (payload, why) in [
+            (json!({"sub": "system:serviceaccount:a:../b", "exp": 9}), "a name that leads elsewhere"),
+            (json!({"sub": "system:serviceaccount:a"}), "no name"),
+            (json!({"sub": "alice", "iat": 1, "exp": 1}), "a person, and no time"),
+            (json!({"iat": 2, "exp": 1}), "it ends before it begins"),
+        ] {
+            let claims = claims(payload);
+            assert_eq!((claims.account.clone(), claims.lifetime()), (None, None), "{why}");
+        }
+    }
+
+    #[test]
     fn the_later_token_of_a_subject_is_kept() {
         let legacy = jwt(&json!({
             "iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:vela-system:xregion",
@@ -180,13 +291,15 @@ mod tests {
 
     #[test]
     fn every_token_s_end_is_told_and_a_certificate_s_when_it_is_near() {
-        let told = |hours| warning(&access(&bound("1", hours)), false, now()).unwrap();
+        let told = |hours| warning(&access(&bound("1", hours)), false, false, now()).unwrap();
         assert_eq!(told(720), "its token expires at 2026-01-31T00:00:00Z, 30 days from now: join it with a new kubeconfig before");
         assert!(told(24).contains("24 hours from now") && told(1).contains("60 minutes"));
-        let kept = |token: &str| warning(&access(token), true, now()).unwrap();
+        let renewed = warning(&access(&bound("1", 48)), false, true, now()).unwrap();
+        assert!(renewed.ends_with("2 days from now; the addon's controller renews it before"), "{renewed}");
+        let kept = |token: &str| warning(&access(token), true, true, now()).unwrap();
         assert!(kept(&bound("1", 48)).ends_with("2 days from now, and is kept: the one brought expires sooner"));
         assert_eq!(kept(&jwt(&json!({"sub": "x"}))), "its token never expires, and is kept: the one brought does");
-        assert_eq!(warning(&access("opaque"), false, now()), None);
+        assert_eq!(warning(&access("opaque"), false, false, now()), None);
         for (days, want) in [(29, Some("its client certificate expires at 2026-01-30T00:00:00Z, 29 days")), (31, None)] {
             let key = rcgen::KeyPair::generate().unwrap();
             let mut params = rcgen::CertificateParams::default();
@@ -194,13 +307,21 @@ mod tests {
             params.not_after = std::time::SystemTime::from(end).into();
             let certificate = params.self_signed(&key).unwrap().pem().into_bytes();
             let credentials = Credentials::Certificate(certificate, key.serialize_pem().into());
-            let told = warning(&Access { credentials, ..access("") }, false, now());
+            let told = warning(&Access { credentials, ..access("") }, false, false, now());
             assert_eq!(told.is_some(), want.is_some(), "{told:?}");
             assert!(told.unwrap_or_default().starts_with(want.unwrap_or_default()));
         }
     }
 
     proptest! {
+        #[test]
+        fn a_lifetime_comes_to_its_renewal_then_late_then_to_its_end(issued in 0_i64..4_000_000_000, length in 10_i64..400_000_000) {
+            let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
+            let lifetime = Lifetime::new(at(issued), at(issued + length)).unwrap();
+            let times = [lifetime.issued, lifetime.renewal(), lifetime.late(), lifetime.expires];
+            prop_assert!(times.is_sorted_by(|one, next| one < next), "{:?}", times);
+        }
+
         #[test]
         fn no_text_makes_it_panic(text in ".*", payload in proptest::collection::vec(any::<u8>(), 0..200)) {
             Claims::of(&text);

@@ -2,10 +2,11 @@
 //! an interrupted leave is finished.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 
-use super::names::{ApiHost, ClusterName, DnsName};
+use super::names::{ApiHost, ClusterName, DnsName, SecretName};
 use super::route::{Mode, Serving, Way};
 use super::sources::SourceRanges;
 
@@ -13,8 +14,16 @@ use super::sources::SourceRanges;
 pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
 /// What the record's annotations begin with.
 const PREFIX: &str = "xregion.oam.dev/";
-/// Annotations of the record that may be missing: the end of the credentials, and where connections may come from.
-pub const OPTIONAL: [&str; 2] = ["xregion.oam.dev/expires", "xregion.oam.dev/source-ranges"];
+/// Annotation for the end of the credentials.
+pub const EXPIRES: &str = "xregion.oam.dev/expires";
+/// Annotation for the time from which the controller renews the token.
+pub const RENEWS: &str = "xregion.oam.dev/renews";
+/// Annotation for the Secret that the kubeconfig came from.
+pub const SOURCE: &str = "xregion.oam.dev/source";
+/// Annotation for the networks that connections may come from.
+const SOURCE_RANGES: &str = "xregion.oam.dev/source-ranges";
+/// Those of the record that may be missing.
+pub const OPTIONAL: [&str; 4] = [EXPIRES, RENEWS, SOURCE, SOURCE_RANGES];
 /// The version of the record.
 const SCHEMA: &str = "1";
 
@@ -39,6 +48,37 @@ pub struct Membership {
     pub identity: String,
     /// When the credentials that the hub has for it end, where that can be told.
     pub expires: Option<Timestamp>,
+    /// From when on the controller renews them: of a token that it may renew.
+    pub renews: Option<Timestamp>,
+    /// Where its kubeconfig came from, if that stays there.
+    pub source: Option<Origin>,
+}
+
+/// Where a kubeconfig is: in a Secret of `vela-system`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// The Secret.
+    pub secret: SecretName,
+    /// The key in it.
+    pub key: String,
+    /// The context in the kubeconfig, if not its current one.
+    pub context: Option<String>,
+}
+
+/// As it is recorded: `secret/key`, or `secret/key/context`. Neither a Secret's name nor a key can have a slash.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.secret, self.key)?;
+        self.context.iter().try_for_each(|context| write!(f, "/{context}"))
+    }
+}
+
+impl Origin {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '/');
+        let (secret, key) = (parts.next()?.parse().ok()?, parts.next()?.to_owned());
+        Some(Self { secret, key, context: parts.next().map(str::to_owned) })
+    }
 }
 
 /// The server by which the hub reaches a cluster: its alias at its node port.
@@ -79,9 +119,11 @@ impl Membership {
             ("identity", self.identity.clone()),
         ]
         .into_iter()
-        .chain(self.expires.map(|expires| ("expires", expires.to_string())))
         .chain((!self.sources.is_empty()).then(|| ("source-ranges", self.sources.to_string())))
         .map(|(key, value)| (format!("{PREFIX}{key}"), value))
+        .chain(self.expires.map(|expires| (EXPIRES.to_owned(), expires.to_string())))
+        .chain(self.renews.map(|renews| (RENEWS.to_owned(), renews.to_string())))
+        .chain(self.source.as_ref().map(|source| (SOURCE.to_owned(), source.to_string())))
         .collect()
     }
 
@@ -101,7 +143,9 @@ impl Membership {
             node_port: get("node-port")?.parse().ok()?,
             mode: get("mode").map_or(Some(Mode::Port), |mode| mode.parse().ok())?,
             identity: get("identity")?.clone(),
-            expires: get("expires").and_then(|expires| expires.parse().ok()),
+            expires: annotations.get(EXPIRES).and_then(|expires| expires.parse().ok()),
+            renews: annotations.get(RENEWS).and_then(|renews| renews.parse().ok()),
+            source: annotations.get(SOURCE).and_then(|source| Origin::parse(source)),
         })
     }
 }
@@ -113,12 +157,16 @@ mod tests {
     #[test]
     fn the_record_reads_back() {
         let end = "2026-12-24T09:00:00Z".parse().unwrap();
+        let origin = |context: Option<&str>| {
+            let context = context.map(str::to_owned);
+            Some(Origin { secret: "a.kubeconfig".parse().unwrap(), key: "kube_config.yaml".into(), context })
+        };
         let hub: SourceRanges = "10.80.0.10,2001:db8::/32".parse().unwrap();
-        for (upstream, expires, sources, mode) in [
-            ("api.example", None, SourceRanges::EVERYBODY, Mode::Sni),
-            ("api.example", None, hub, Mode::Port),
-            ("10.0.0.1", Some(end), SourceRanges::EVERYBODY, Mode::Port),
-            ("2001:db8::1", None, SourceRanges::EVERYBODY, Mode::Port),
+        for (upstream, expires, sources, mode, source) in [
+            ("api.example", None, SourceRanges::EVERYBODY, Mode::Sni, None),
+            ("api.example", None, hub, Mode::Port, None),
+            ("10.0.0.1", Some(end), SourceRanges::EVERYBODY, Mode::Port, origin(None)),
+            ("2001:db8::1", None, SourceRanges::EVERYBODY, Mode::Port, origin(Some("arn:aws:eks:x:1:cluster/prod"))),
         ] {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
@@ -130,10 +178,12 @@ mod tests {
                 mode,
                 identity: "uid".into(),
                 expires,
+                renews: expires,
+                source,
             };
             let mut annotations = membership.to_annotations();
-            let there = OPTIONAL.map(|key| annotations.contains_key(key));
-            assert_eq!(there, [expires.is_some(), !sources.is_empty()]);
+            let optional = OPTIONAL.map(|key| annotations.contains_key(key));
+            assert_eq!(optional, [expires.is_some(), expires.is_some(), source.is_some(), !sources.is_empty()]);
             assert_eq!(Membership::from_annotations(&annotations).as_ref(), Some(&membership));
             let mut older = annotations.clone();
             older.remove("xregion.oam.dev/mode");

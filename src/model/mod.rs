@@ -23,6 +23,7 @@ pub mod pods;
 pub mod ports;
 pub mod recorded;
 pub mod region;
+pub mod renewal;
 pub mod report;
 pub mod rollout;
 pub mod route;

@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::PostParams;
 use kube::config::AuthInfo;
 use kube::{Api, Client, Config};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 pub use tls::certificate_names;
@@ -21,7 +21,9 @@ use crate::connect;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::root_cause;
 use crate::model::kubeconfig::{Access, Credentials, authority_part};
+use crate::model::lifetime::{Account, token_request};
 use crate::model::names::{DnsName, NAMESPACE};
+use crate::model::renewal::RENEW;
 use crate::model::sources::SourceRange;
 
 /// How long one request of the proof may take.
@@ -108,6 +110,34 @@ impl Probed {
             }
         };
         answered(&format!("create namespace {NAMESPACE}"), created).await
+    }
+
+    /// Whether tokens of a ServiceAccount, which these credentials are of, may be renewed: it is marked, and they may read that.
+    pub async fn may_renew(&self, account: &Account) -> Result<bool> {
+        let accounts = self.accounts(account);
+        match answered(&format!("read ServiceAccount {account}"), accounts.get_opt(account.name.as_str())).await {
+            Ok(found) => {
+                let labels = found.and_then(|found| found.metadata.labels).unwrap_or_default();
+                Ok(labels.get(RENEW).is_some_and(|value| value == "true"))
+            }
+            Err(failure) if failure.kind == Kind::Forbidden => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Another token of the ServiceAccount. It may last less than is asked for.
+    pub async fn token(&self, account: &Account, lasting: Duration) -> Result<SecretString> {
+        let (accounts, request, params) = (self.accounts(account), token_request(lasting), PostParams::default());
+        let what = format!("give a token of ServiceAccount {account}");
+        let answer = answered(&what, accounts.create_token_request(account.name.as_str(), &params, &request)).await?;
+        let token = answer.status.map(|status| status.token).filter(|token| !token.is_empty());
+        token
+            .map(SecretString::from)
+            .ok_or_else(|| Failure::new(Kind::UpstreamSilent, format!("the cluster's API server did not {what}"), "report this"))
+    }
+
+    fn accounts(&self, account: &Account) -> Api<ServiceAccount> {
+        Api::namespaced(self.client.clone(), account.namespace.as_str())
     }
 }
 

@@ -75,7 +75,8 @@ async fn rounds(count: usize, members: Vec<Value>, joined: Vec<Value>) -> Vec<(S
     let hub = Hub::mocked(Client::new(service, "vela-system"));
     let leases = Api::namespaced(hub.client(), "vela-system");
     let lock = Lock::take(leases, "lease", "me").await.unwrap().unwrap();
-    let (carried, mut tries) = (Members::new(&hub), Tries::default());
+    let still = Still::default();
+    let (carried, mut tries) = (Members::new(&hub, &still), Tries::default());
     for _ in 0..count {
         carried.round(&lock, &mut tries).await.unwrap();
     }

@@ -1,4 +1,5 @@
 use super::super::names::Slot;
+use super::super::observed::SeenController;
 use super::super::observed::sample::{inside, name, route, silence, well};
 use super::super::overview::Overview;
 use super::super::report::{Problem as Refusal, Reason};
@@ -12,6 +13,28 @@ fn east(observed: &mut Observed) -> &mut Inside {
 
 fn business_a(observed: &mut Observed) -> &mut SeenCluster {
     &mut observed.clusters[1]
+}
+
+/// Credentials that end on 3 June and are to be renewed from some time on, by a controller that is there or not.
+fn renewed(observed: &mut Observed, from: &str, controlled: bool) {
+    let membership = &mut business_a(observed).membership;
+    membership.expires = Some("2026-06-03T00:00:00Z".parse().unwrap());
+    membership.renews = Some(from.parse().unwrap());
+    observed.controller = controlled.then(|| SeenController { ready: true, problems: vec![] });
+}
+
+#[test]
+fn credentials_that_the_controller_renews_are_well_until_it_is_late() {
+    for (from, told) in [
+        ("2026-06-02T00:00:00Z", "until 2026-06-03T00:00:00Z; the controller renews them from 2026-06-02T00:00:00Z on"),
+        ("2026-05-31T00:00:00Z", "until 2026-06-03T00:00:00Z; the controller is to renew them since 2026-05-31T00:00:00Z"),
+    ] {
+        let mut observed = well();
+        renewed(&mut observed, from, true);
+        let checks = cluster(&observed, &observed.clusters[1]);
+        let credentials = checks.into_iter().find(|check| check.link == "credentials").unwrap();
+        assert_eq!(credentials.outcome, Outcome::Ok(told.into()));
+    }
 }
 
 /// What may break, in path order: the subject and link that `doctor` names, what it says of it, and how it is mended.
@@ -152,6 +175,34 @@ const BREAKS: &[(Break, &str, &str, &str, &str)] = &[
         "credentials",
         "they expire at 2026-06-03T00:00:00Z",
         "with a new kubeconfig",
+    ),
+    (
+        |o| {
+            business_a(o).membership.expires = Some("2026-06-03T00:00:00Z".parse().unwrap());
+            business_a(o).membership.source =
+                Some(Origin { secret: "brought".parse().unwrap(), key: "k".into(), context: Some("c".into()) });
+        },
+        "cluster business-a",
+        "credentials",
+        "they expire at 2026-06-03T00:00:00Z",
+        "put a new kubeconfig into Secret vela-system/brought, key k, and run its join again (a component",
+    ),
+    (
+        |o| renewed(o, "2026-05-29T23:59:59Z", true),
+        "cluster business-a",
+        "credentials",
+        "they expire at 2026-06-03T00:00:00Z, and the controller has not renewed them since 2026-05-29T23:59:59Z",
+        "logs deployment/xregion-controller",
+    ),
+    (
+        |o| {
+            renewed(o, "2026-06-02T00:00:00Z", false);
+            business_a(o).membership.source = Some(Origin { secret: "brought".parse().unwrap(), key: "k".into(), context: None });
+        },
+        "cluster business-a",
+        "credentials",
+        "they expire at 2026-06-03T00:00:00Z",
+        "put its FILE into Secret vela-system/brought, key k: the controller takes it up; or join it with a new kubeconfig",
     ),
     (
         |o| business_a(o).answer = Err(silence(Kind::NotReachable)),

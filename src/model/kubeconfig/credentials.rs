@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{ReadFile, inline_or_file, read_file};
 use crate::error::{Failure, Kind, Result};
-use crate::model::lifetime;
+use crate::model::lifetime::{self, Lifetime};
 
 /// Credentials that KubeVela can keep.
 #[derive(Clone)]
@@ -133,13 +133,28 @@ impl Credentials {
     pub fn expires(&self) -> Option<Timestamp> {
         match self {
             Self::Token(token) => lifetime::Claims::of(token.expose_secret())?.expires,
+            Self::Certificate(pem, _) => certificate_validity(pem).1,
+        }
+    }
+
+    /// From when to when they are valid, where both can be told.
+    pub fn lifetime(&self) -> Option<Lifetime> {
+        match self {
+            Self::Token(token) => lifetime::Claims::of(token.expose_secret())?.lifetime(),
             Self::Certificate(pem, _) => {
-                let der = CertificateDer::from_pem_slice(pem).ok()?;
-                let (_, certificate) = X509Certificate::from_der(&der).ok()?;
-                timestamp(certificate.validity.not_after.timestamp())
+                let (from, until) = certificate_validity(pem);
+                Lifetime::new(from?, until?)
             }
         }
     }
+}
+
+/// From when to when a certificate (PEM, the first of its chain) is valid.
+fn certificate_validity(pem: &[u8]) -> (Option<Timestamp>, Option<Timestamp>) {
+    let Ok(der) = CertificateDer::from_pem_slice(pem) else { return (None, None) };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return (None, None) };
+    let validity = &certificate.validity;
+    (timestamp(validity.not_before.timestamp()), timestamp(validity.not_after.timestamp()))
 }
 
 /// None for the year 9999, which stands for "never" in a certificate (RFC 5280, 4.1.2.5).

@@ -79,6 +79,8 @@ fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
         mode: Mode::Port,
         identity: format!("{cluster}-uid"),
         expires: None,
+        renews: None,
+        source: None,
     };
     SeenCluster {
         name: name(cluster),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::inside;
 use crate::kubeconfig::Kubeconfig;
-use crate::pki::{Authority, Pair, Validity, token_keys};
+use crate::pki::{Authority, Pair, Validity, sign_token, token_keys};
 use crate::process::Daemon;
 use crate::state::{self, State};
 use crate::tools::Tools;
@@ -49,6 +49,11 @@ impl ControlPlane<'_> {
     /// The authority that signs everything of this cluster.
     pub fn authority(&self) -> Result<Authority> {
         Authority::read(&self.directory(), &authority_name(self.cluster))
+    }
+
+    /// Signs what a ServiceAccount's token says, as the API server does.
+    pub fn sign_token(&self, said: &str) -> Result<Vec<u8>> {
+        sign_token(&state::read(&self.directory().join("tokens.key"))?, said)
     }
 
     /// Makes keys, certificates and kubeconfigs, unless they are there.

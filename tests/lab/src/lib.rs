@@ -164,6 +164,11 @@ impl Lab {
         self.control_plane(&self.cluster(cluster)?).authority()
     }
 
+    /// Signs what a ServiceAccount's token of a cluster says, as its API server does: for tokens of another age than those it gives.
+    pub fn sign_token(&self, cluster: &str, said: &str) -> Result<Vec<u8>> {
+        self.control_plane(&self.cluster(cluster)?).sign_token(said)
+    }
+
     /// A command that runs at `place` with `KUBECONFIG` set and `kubectl` and `vela` on its `PATH`. Not bounded: for
     /// commands a person follows; others use [`Lab::run`].
     pub fn command<A: AsRef<str>>(&self, place: &str, argv: &[A]) -> Result<Command> {

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SigningKey as _,
+};
 
 use crate::state;
 
@@ -145,6 +147,30 @@ pub fn token_keys() -> Result<(String, String)> {
     Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
+/// Signs what a token says, by a key of `token_keys`, as API servers do: ES256, the two numbers one after the other.
+pub fn sign_token(key: &str, said: &str) -> Result<Vec<u8>> {
+    let key = KeyPair::from_pem(key).context("the key is damaged")?;
+    let signature = key.sign(said.as_bytes()).context("can't sign")?;
+    two_numbers(&signature).context("a signature of another form")
+}
+
+/// The numbers of an ECDSA signature on P-256, from ASN.1: a sequence of two integers, each shorter than 128 bytes.
+fn two_numbers(signature: &[u8]) -> Option<Vec<u8>> {
+    const SIZE: usize = 32;
+    let mut rest = signature.get(2..)?;
+    let mut numbers = Vec::with_capacity(2 * SIZE);
+    for _ in 0..2 {
+        let (length, after) = rest.strip_prefix(&[2])?.split_first()?;
+        let (number, others) = after.split_at_checked(usize::from(*length))?;
+        // A sign, which a positive number needs where its first bit is set.
+        let number = number.strip_prefix(&[0]).unwrap_or(number);
+        numbers.resize(numbers.len() + SIZE.checked_sub(number.len())?, 0);
+        numbers.extend(number);
+        rest = others;
+    }
+    Some(numbers)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -158,6 +184,18 @@ mod tests {
         let again = Authority::read(directory.path(), "a-ca").unwrap();
         assert_eq!(again.certificate(), authority.certificate());
         assert!(again.client("u", Some("g"), Validity::Expired).unwrap().certificate.contains("BEGIN CERTIFICATE"));
+    }
+
+    #[test]
+    fn a_token_s_signature_is_two_numbers_of_one_length() {
+        let (private, _) = token_keys().unwrap();
+        for said in 0..20 {
+            assert_eq!(sign_token(&private, &said.to_string()).unwrap().len(), 64);
+        }
+        let short = [0x30, 0, 2, 1, 7, 2, 2, 0, 0x80];
+        let numbers = two_numbers(&short).unwrap();
+        assert_eq!((numbers[31], numbers[63], numbers.iter().filter(|byte| **byte != 0).count()), (7, 0x80, 2));
+        assert_eq!(two_numbers(&[0x30, 0, 2, 9]), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod looking;
 mod members;
 mod refusals;
 mod regions;
+mod renewals;
 mod rights;
 mod secrets;
 mod sni;
