@@ -10,6 +10,7 @@ import (
 	"github.com/oam-dev/kubevela/pkg/cue/definition/health"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
@@ -156,6 +157,81 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 	}
 }
 
+func networkPolicy(t *testing.T, parameters map[string]any) *networkingv1.NetworkPolicy {
+	t.Helper()
+	_, objects, err := renderProxy(t, parameters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	object, found := objects["NetworkPolicy/east"]
+	if !found {
+		return nil
+	}
+	var policy networkingv1.NetworkPolicy
+	convert(t, object.Object, &policy)
+	return &policy
+}
+
+func cidrs(peers []networkingv1.NetworkPolicyPeer) []string {
+	found := []string{}
+	for _, peer := range peers {
+		found = append(found, peer.IPBlock.CIDR)
+	}
+	return found
+}
+
+func TestAPolicyLetsInWhatIsServedAndOutWhatIsNeeded(t *testing.T) {
+	if networkPolicy(t, nil) != nil {
+		t.Error("a policy that nobody asked for")
+	}
+	policy := networkPolicy(t, map[string]any{"networkPolicy": map[string]any{}})
+	if policy == nil || policy.Namespace != "vela-system" || !reflect.DeepEqual(policy.Spec.PodSelector.MatchLabels, map[string]string{"xregion.oam.dev/kind": "proxy", "app.oam.dev/component": "east"}) ||
+		!reflect.DeepEqual(policy.Spec.PolicyTypes, []networkingv1.PolicyType{"Ingress", "Egress"}) {
+		t.Fatalf("%+v", policy)
+	}
+	routes, health := policy.Spec.Ingress[0], policy.Spec.Ingress[1]
+	if len(routes.From) != 0 || routes.Ports[0].Port.IntVal != 7443 || *routes.Ports[0].EndPort != 65535 {
+		t.Errorf("%+v", routes)
+	}
+	if len(health.From) != 1 || health.From[0].NamespaceSelector == nil || health.Ports[0].Port.StrVal != "health" {
+		t.Errorf("%+v", health)
+	}
+	dns, api, upstreams := policy.Spec.Egress[0], policy.Spec.Egress[1], policy.Spec.Egress[2]
+	if len(dns.To) != 0 || len(dns.Ports) != 4 || *dns.Ports[0].Protocol != corev1.ProtocolUDP || dns.Ports[0].Port.IntVal != 53 {
+		t.Errorf("%+v", dns)
+	}
+	if len(api.To) != 0 || len(api.Ports) != 2 || api.Ports[1].Port.IntVal != 6443 {
+		t.Errorf("%+v", api)
+	}
+	if len(upstreams.To) != 0 || upstreams.Ports[0].Port != nil {
+		t.Errorf("%+v", upstreams)
+	}
+}
+
+func TestAPolicyIsAsNarrowAsTheRegion(t *testing.T) {
+	policy := networkPolicy(t, map[string]any{
+		"networkPolicy": map[string]any{"apiServer": []string{"10.80.1.21/32"}},
+		"sourceRanges":  []string{"10.80.0.0/24", "10.80.4.1", "2001:db8::1"},
+		"upstreams":     map[string]any{"allow": []string{"10.80.1.0/24", "192.0.2.7", "2001:db8::/32"}},
+	})
+	if got := cidrs(policy.Spec.Ingress[0].From); !reflect.DeepEqual(got, []string{"10.80.0.0/24", "10.80.4.1/32", "2001:db8::1/128"}) {
+		t.Errorf("%v", got)
+	}
+	if api := policy.Spec.Egress[1]; !reflect.DeepEqual(cidrs(api.To), []string{"10.80.1.21/32"}) || len(api.Ports) != 1 || api.Ports[0].Port != nil {
+		t.Errorf("%+v", api)
+	}
+	if got := cidrs(policy.Spec.Egress[2].To); !reflect.DeepEqual(got, []string{"10.80.1.0/24", "192.0.2.7/32", "2001:db8::/32"}) {
+		t.Errorf("%v", got)
+	}
+	// a name leads wherever DNS says
+	named := networkPolicy(t, map[string]any{
+		"networkPolicy": map[string]any{}, "upstreams": map[string]any{"allow": []string{"10.80.1.0/24", "*.eks.example"}},
+	})
+	if len(named.Spec.Egress[2].To) != 0 {
+		t.Errorf("%+v", named.Spec.Egress[2])
+	}
+}
+
 func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 	for _, parameters := range []map[string]any{
 		{"replicas": 0},
@@ -172,6 +248,8 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"sourceRanges": []string{"10.80.0.0/33"}},
 		{"sourceRanges": []string{"hub.example"}},
 		{"sourceRanges": "10.80.0.0/24"},
+		{"networkPolicy": true},
+		{"networkPolicy": map[string]any{"apiServer": []string{"10.80.1.21"}}},
 	} {
 		if _, _, err := renderProxy(t, parameters); err == nil {
 			t.Errorf("%v was accepted", parameters)
