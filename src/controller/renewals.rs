@@ -192,7 +192,7 @@ impl Controller<'_> {
         let (name, membership) = (&member.name, &member.membership);
         let access = access(cluster, membership, &next.token);
         let warning = access.and_then(|access| warning(&access, false, next.marked, Timestamp::now()));
-        let message = describe(&membership.region, membership.node_port, warning.as_deref());
+        let message = describe(&membership.region, membership.node_port, membership.mode, warning.as_deref());
         let noted = async {
             for declared in self.hub.members().await? {
                 let applied = declared.applied.as_deref();
@@ -259,9 +259,15 @@ fn doors(seen: &Seen, membership: &Membership) -> Result<Vec<Door>> {
     let unknown = || Failure::new(Kind::RegionUnreachable, format!("region {} was not looked at", membership.region), "wait");
     let Inside { nodes, settings, .. } = region.ok_or_else(unknown)?.inside.as_ref().map_err(Clone::clone)?;
     let patience = Duration::from_secs(u64::from(settings.timeouts.connect_seconds));
+    let sources = settings.source_ranges.both(&membership.sources);
     let ready = nodes.iter().filter(|node| node.ready);
-    let doors =
-        ready.map(|node| Door { node: node.name.clone(), ip: node.ip, port: membership.node_port, upstream_patience: patience });
+    let doors = ready.map(|node| Door {
+        node: node.name.clone(),
+        ip: node.ip,
+        port: membership.node_port,
+        upstream_patience: patience,
+        sources: sources.clone(),
+    });
     Ok(doors.collect())
 }
 

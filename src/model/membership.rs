@@ -183,7 +183,7 @@ mod tests {
             };
             let mut annotations = membership.to_annotations();
             let optional = OPTIONAL.map(|key| annotations.contains_key(key));
-            assert_eq!(optional, [expires.is_some(), expires.is_some(), source.is_some(), !sources.is_empty()]);
+            assert_eq!(optional, [expires.is_some(), expires.is_some(), membership.source.is_some(), !sources.is_empty()]);
             assert_eq!(Membership::from_annotations(&annotations).as_ref(), Some(&membership));
             let mut older = annotations.clone();
             older.remove("xregion.oam.dev/mode");

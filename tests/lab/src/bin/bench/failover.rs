@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use xregion_lab::load::{Load, Outcome};
 use xregion_lab::progress::Progress;
@@ -193,6 +193,11 @@ impl Measured {
 fn one(lab: &Lab, progress: &Progress, cluster: &str, event: &Event, node: &str) -> Result<Cost> {
     spread(lab, node)?;
     let load = Load::start(lab, &[cluster])?;
+    let carried = carry_over(lab, cluster, node);
+    if let Err(error) = carried {
+        load.stop()?;
+        return Err(error);
+    }
     // What it costs is measured against requests that went well just before.
     thread::sleep(Duration::from_secs(3));
     let at = load.elapsed();
@@ -207,14 +212,47 @@ fn one(lab: &Lab, progress: &Progress, cluster: &str, event: &Event, node: &str)
     Ok(cost)
 }
 
+/// Sees to it that the gateway's connections to the cluster go over this node: an event elsewhere would prove nothing. Whoever has them is
+/// killed, and they are made anew over the other.
+fn carry_over(lab: &Lab, cluster: &str, node: &str) -> Result<()> {
+    wait::until(&format!("connections over {node}"), READY, || {
+        let path = "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}";
+        let proxies = lab.kubectl(REGION, &[&["get", "pods", "-o", path], PROXIES].concat())?;
+        let (mut here, mut elsewhere) = (0, Vec::new());
+        for (place, proxy) in proxies.lines().filter_map(|line| line.split_once(' ')) {
+            let open = open_sessions(lab, proxy, cluster)?;
+            if place == node {
+                here += open;
+            } else if open > 0 {
+                elsewhere.push(proxy);
+            }
+        }
+        if elsewhere.is_empty() && here > 0 {
+            return Ok(());
+        }
+        elsewhere.iter().try_for_each(|proxy| lab.kill_proxy(proxy))?;
+        kubectl(lab, &[&["rollout", "status", "--timeout=60s"], DEPLOYMENT].concat())?;
+        bail!("{here} are, and {} proxies elsewhere have some", elsewhere.len())
+    })?;
+    spread(lab, node)
+}
+
+/// How many sessions with a cluster are open in a proxy.
+fn open_sessions(lab: &Lab, proxy: &str, cluster: &str) -> Result<u32> {
+    let metrics = format!("/api/v1/namespaces/{NAMESPACE}/pods/{proxy}:7080/proxy/metrics");
+    let metrics = lab.kubectl(REGION, &["get", "--raw", &metrics])?;
+    let line = metrics.lines().find(|line| line.starts_with("xregion_open_sessions{") && line.contains(&format!("\"{cluster}\"")));
+    Ok(line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0))
+}
+
 fn cost(event: &Event, at: Duration, outcome: &Outcome) -> Cost {
-    let last = outcome.failures.iter().map(|failure| failure.at).max();
-    let seconds = last.map_or(0.0, |last| last.saturating_sub(at).as_secs_f64());
+    // Those before led the connections to where the event was to happen.
+    let failures: Vec<Duration> = outcome.failures.iter().filter_map(|failure| failure.at.checked_sub(at)).collect();
     Cost {
         event: event.name,
         bound: event.bound,
-        seconds,
-        failed: outcome.failed,
+        seconds: failures.iter().max().map_or(0.0, Duration::as_secs_f64),
+        failed: failures.len(),
         requests: outcome.requests,
         slowest: outcome.slowest.as_secs_f64(),
     }

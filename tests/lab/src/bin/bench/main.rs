@@ -209,7 +209,12 @@ fn xregion(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<Ours> {
 /// As users have it, with its controller.
 fn publish(lab: &Lab, dist: &Dist) -> Result<()> {
     lab.publish(dist)?;
-    lab.enable("xregion", &["controller.enabled=true"]).map(drop)
+    lab.enable("xregion", &["controller.enabled=true", "hostAliases=services"])?;
+    // The image has the same name as that of the run before, which a controller that went on running would be of.
+    for verb in ["restart", "status"] {
+        lab.kubectl("hub", &["rollout", verb, "deployment", "xregion-controller", "-n", site::NAMESPACE])?;
+    }
+    Ok(())
 }
 
 fn enable(lab: &Lab, dist: &Dist) -> Result<()> {
@@ -251,7 +256,7 @@ fn failover(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<failover::Mea
     joins::by_application(lab, &fresh.names[0])?;
     let measured = failover::measure(lab, progress, &fresh.names[0]);
     // Whatever became of it, the next piece finds the addon as users have it.
-    lab.enable("xregion", &["controller.enabled=true", "hostAliases=services"])?;
+    publish(lab, dist)?;
     measured
 }
 
