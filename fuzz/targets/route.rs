@@ -10,7 +10,7 @@ use xregion::model::region::Timeouts;
 use xregion::model::route::Route;
 use xregion::model::sources::SourceRanges;
 
-const KEYS: [&str; 11] =
+const KEYS: [&str; 12] =
     ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt", "sourceRanges", "serverName"];
 
 fuzz_target!(|texts: Vec<Option<String>>| {
@@ -30,7 +30,8 @@ fuzz_target!(|texts: Vec<Option<String>>| {
     map.metadata.name = named(data.get("slot").map_or("", String::as_str));
     let Ok(route) = Route::from_config_map(&map) else { return };
 
-    let build = Build::parse("configure arguments: --prefix=/etc/nginx --with-stream --with-stream_ssl_preread_module").expect("a build");
+    let build =
+        Build::parse("configure arguments: --prefix=/etc/nginx --with-stream --with-stream_ssl_preread_module").expect("a build");
     let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None, sni_listen: 7443 };
     let timeouts = Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 };
     let limits = Limits { timeouts, connections: 0, sources: SourceRanges::EVERYBODY };

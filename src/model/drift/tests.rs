@@ -176,19 +176,19 @@ fn by_name() -> World {
 
 #[test]
 fn the_way_of_a_cluster_that_is_told_apart_by_name_comes_back_too() {
-    let (route, port) = ("the route of business-a in region proxy-east", "the port of business-a in region proxy-east");
-    let own = |w: &mut World, ports: Option<Ports>| {
+    fn own(w: &mut World, ports: Option<Ports>) {
         w.east().ports.remove(SNI_PORT);
         w.east().ports.extend(ports.map(|ports| (SNI_PORT.to_owned(), ports)));
-    };
-    let breaks: [(&dyn Fn(&mut World), &[&str]); 7] = [
-        (&|_| {}, &[]),
-        (&|w| drop(w.east().routes.remove(0)), &[route]),
-        (&|w| first(w).server_name = Some("other.example".parse().unwrap()), &[route]),
-        (&|w| (first(w).server_name, first(w).listen) = (None, 8000), &[route]),
-        (&|w| own(w, None), &[port]),
-        (&|w| own(w, Some(Ports { listen: SNI_LISTEN, node: 30012 })), &[port]),
-        (&|w| own(w, Some(Ports { listen: 8443, node: 30085 })), &[port]),
+    }
+    let (route, port) = ("the route of business-a in region proxy-east", "the port of business-a in region proxy-east");
+    let breaks: [(Break, &[&str]); 7] = [
+        (|_| {}, &[]),
+        (|w| drop(w.east().routes.remove(0)), &[route]),
+        (|w| first(w).server_name = Some("other.example".parse().unwrap()), &[route]),
+        (|w| (first(w).server_name, first(w).listen) = (None, 8000), &[route]),
+        (|w| own(w, None), &[port]),
+        (|w| own(w, Some(Ports { listen: SNI_LISTEN, node: 30012 })), &[port]),
+        (|w| own(w, Some(Ports { listen: 8443, node: 30085 })), &[port]),
     ];
     for (number, (broken, want)) in breaks.iter().enumerate() {
         let mut world = by_name();
