@@ -236,7 +236,7 @@ async fn only_who_is_let_in_by_region_and_route_gets_through() {
 #[tokio::test]
 async fn the_region_s_own_port_is_open_from_the_start_and_leads_nowhere() {
     let directory = TempDir::new().unwrap();
-    let nginx = start(directory.path(), &[]).await;
+    let mut nginx = start(directory.path(), &[]).await;
     let port = nginx.host().sni_listen;
     let words =
         [client_hello("api.example"), client_hello("192.0.2.1"), client_hello("localhost"), b"GET / HTTP/1.1\r\n\r\n".to_vec()];
@@ -245,6 +245,9 @@ async fn the_region_s_own_port_is_open_from_the_start_and_leads_nowhere() {
     }
     // Who says nothing is heard out for a while.
     is_closed(port, b"").await;
+    // A proxy that ends closes it first, and by that the hub knows.
+    assert!(matches!(nginx.close_own_port().await, Outcome::Reloaded { .. }));
+    TcpStream::connect((LOCAL, port)).await.expect_err("it is closed");
     nginx.stop(Duration::ZERO).await;
 }
 
@@ -398,6 +401,16 @@ async fn probe(port: u16, path: &str) -> Option<u16> {
     answer.split(' ').nth(1)?.parse().ok()
 }
 
+/// Waits until nobody listens on a port any more.
+async fn until_closed(port: u16) {
+    let closed = async {
+        while TcpStream::connect((LOCAL, port)).await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), closed).await.expect("a closed port");
+}
+
 async fn until_probed(port: u16, path: &str, want: Option<u16>) {
     let start = Instant::now();
     while probe(port, path).await != want {
@@ -409,7 +422,7 @@ async fn until_probed(port: u16, path: &str, want: Option<u16>) {
 #[tokio::test]
 async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
     let directory = TempDir::new().unwrap();
-    let (health_port, listen) = (free_port().await, free_port().await);
+    let (health_port, sni_listen, listen) = (free_port().await, free_port().await, free_port().await);
     let first = route("first", "192.0.2.1", 443, listen);
     let own = route("own", "192.0.2.21", 443, free_port().await);
     let clash = route("clash", "192.0.2.3", 443, listen);
@@ -420,7 +433,7 @@ async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
         nginx: nginx_path(),
         dir: directory.path().to_owned(),
         health_port,
-        sni_listen: free_port().await,
+        sni_listen,
         pod_name: "proxy-1".into(),
         pod_uid: "u1".into(),
         pod_namespace: "vela-system".into(),
@@ -475,7 +488,8 @@ async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
 
     let start = Instant::now();
     stop.send(()).unwrap();
-    until_probed(health_port, "/readyz", Some(503)).await;
+    until_closed(sni_listen).await;
+    assert_eq!(probe(health_port, "/readyz").await, Some(200), "what still comes in is not dropped");
     TcpStream::connect((LOCAL, listen)).await.expect("nginx accepts until nobody sends it connections any more");
     timeout(Duration::from_secs(20), agent).await.expect("the agent ends").unwrap().unwrap();
     assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());

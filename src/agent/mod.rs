@@ -56,8 +56,9 @@ use crate::model::report::Report;
 use crate::model::sources::SourceRanges;
 
 /// How long a proxy that ends goes on accepting: it takes a while until nobody sends it connections any more.
-const LEAVE: Duration = Duration::from_secs(5);
-/// How long open connections have to end then. With `LEAVE` it fits a pod's grace period of 40 s.
+/// The hub asks every second, at the region's own port, and takes a silence for one when it is the second.
+const LEAVE: Duration = Duration::from_secs(8);
+/// How long open connections have to end then. With `LEAVE` it fits a pod's grace period of 45 s.
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long nginx's last records may take.
 const RECORDS: Duration = Duration::from_secs(1);
@@ -151,9 +152,14 @@ pub async fn serve(args: AgentArgs, client: Client, resolver: TokioResolver, sto
         () = stop => {}
     }
 
-    tracing::info!("ending: not ready any more, and open connections may end");
-    agent.health.set_ready(false);
+    tracing::info!("ending: connections go elsewhere from now on, and open ones may end");
+    // It stays ready: on a node without another proxy, connections that still come in would else be dropped without a word.
+    let closed = agent.nginx.close_own_port().await;
+    if let Outcome::Rejected { message } = closed {
+        tracing::warn!(message, "the hub does not learn that this proxy ends before it does");
+    }
     sleep(LEAVE).await;
+    agent.health.set_ready(false);
     agent.nginx.stop(DRAIN).await;
     if let Some(records) = records {
         // The last sessions end with nginx.

@@ -19,7 +19,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::log::Log;
-use crate::model::nginx::{Build, Files, Host};
+use crate::model::nginx::{Build, Files, Host, SNI_FILE};
 
 /// How long `nginx -V` and `nginx -t` may take.
 const COMMAND: Duration = Duration::from_secs(10);
@@ -113,6 +113,13 @@ impl Nginx {
     /// What to render configurations for.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Closes the region's own port, and goes on with all else.
+    pub async fn close_own_port(&mut self) -> Outcome {
+        let mut files = self.files.clone();
+        files.insert(SNI_FILE.into(), String::new());
+        self.apply(files).await
     }
 
     /// Serves another configuration, or goes on with the last good one. Connections stay open either way.

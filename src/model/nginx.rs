@@ -21,7 +21,7 @@ const PATH_CHARACTERS: &str = "/._-";
 /// Longest directory: the path of a unix socket below it must fit 107 bytes.
 const LONGEST_DIRECTORY: usize = 80;
 /// The server for connections that are told apart by name.
-const SNI_FILE: &str = "sni.conf";
+pub const SNI_FILE: &str = "sni.conf";
 /// Seconds a connection has to say which name it asks for. A client sends that first thing.
 const PREREAD_SECONDS: u32 = 5;
 /// The name of its access log's format, which no cluster's can be: those end with a hash.

@@ -120,7 +120,7 @@ func TestTheProxyIsRestrictedAndSpread(t *testing.T) {
 	if mount := pod.InitContainers[0].VolumeMounts[0]; mount.MountPath != "/install" || proxy.VolumeMounts[0].Name != mount.Name || proxy.VolumeMounts[0].MountPath != "/xregion" {
 		t.Errorf("%v %v", mount, proxy.VolumeMounts)
 	}
-	if *pod.TerminationGracePeriodSeconds != 40 {
+	if *pod.TerminationGracePeriodSeconds != 45 {
 		t.Errorf("grace period %d", *pod.TerminationGracePeriodSeconds)
 	}
 }
