@@ -33,6 +33,7 @@ use crate::model::lifetime;
 use crate::model::membership::Membership;
 use crate::model::names::{ApiHost, ClusterName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
+use crate::model::region::Entry;
 use crate::model::route::slots;
 use crate::model::sources::SourceRanges;
 use crate::region::Region;
@@ -162,8 +163,8 @@ async fn prove<'a>(
 
     let upstream = authority_part(&join.access.host.to_string(), join.access.port);
     tell.stage(Stage::Routing, &format!("routing {upstream} through region {}", member.region)).await;
-    let laid = join.laid().await?;
-    let (serving, slot) = slots(&laid, join.serving(), (&join.access.host, join.access.port));
+    let (laid, entry) = (join.laid().await?, join.region.settings.entry);
+    let (serving, slot) = slots(&laid, join.serving(), (&join.access.host, join.access.port), entry);
     let ports_of = |slot: Slot| laid[slot as usize].ports;
     let membership = match serving {
         // The port that it has is asked for: what serves there must not be bent before the new upstream is proven.
@@ -279,14 +280,16 @@ impl<'a> Join<'a> {
         };
         let before = hub.cluster(&member.cluster).await?;
         let region = Region::enter(hub, &member.region).await?;
-        let nodes = region.nodes().await?;
-        if !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
+        let nodes = entry_nodes(&region).await?;
+        // A load balancer is made with the Service, and that with the region's first route.
+        let comes = region.settings.entry == Entry::LoadBalancer;
+        if !comes && !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
             return Err(no_ready_node(&region, &nodes));
         }
         if region.ready_proxies().await?.is_empty() {
             return Err(no_ready_proxy(&region));
         }
-        if !nodes.iter().any(|node| node.ready) {
+        if !comes && !nodes.iter().any(|node| node.ready) {
             return Err(no_ready_node(&region, &nodes));
         }
         for (node, why) in nodes.iter().filter_map(|node| Some((node, node.why()?))) {
@@ -334,9 +337,9 @@ impl<'a> Join<'a> {
 
     /// Removes what nothing uses any more: the other slot, and what the cluster has in regions it left.
     async fn clear_away(&mut self, membership: &Membership) -> Result<()> {
-        let name = &self.member.cluster;
+        let (name, entry) = (&self.member.cluster, self.region.settings.entry);
         for (slot, laid) in Slot::ALL.into_iter().zip(self.laid().await?) {
-            let serves = laid.ports.is_some_and(|ports| ports.node == membership.node_port);
+            let serves = laid.ports.is_some_and(|ports| ports.entered_by(entry) == membership.node_port);
             if !serves && (laid.ports.is_some() || laid.route.is_some()) {
                 self.region.release_ports(&self.hub.id.port_name(name, slot)).await?;
                 self.region.remove_route(&self.hub.id.route_name(name, slot)).await?;
@@ -360,6 +363,14 @@ impl<'a> Join<'a> {
         let leftover = Leftover { cluster: self.member.cluster.clone(), region: old.region, cut: false };
         self.undo.note(crate::undo::Step::ForgetLeftover(Box::new(self.hub.clone()), leftover.clone()));
         self.hub.put_leftover(&leftover).await
+    }
+}
+
+/// Where the region can be entered. The name of a load balancer that has just been made may not be known yet.
+async fn entry_nodes(region: &Region) -> Result<Vec<EntryNode>> {
+    match region.nodes().await {
+        Err(failure) if failure.kind == Kind::Unresolvable => Ok(vec![]),
+        nodes => nodes,
     }
 }
 

@@ -79,7 +79,7 @@ impl Join<'_> {
     }
 
     async fn plan_route(&mut self, laid: &[Laid; 2], plan: &mut Plan) -> Result<(Route, Ports)> {
-        let (_, slot) = slots(laid, self.serving(), (&self.access.host, self.access.port));
+        let (_, slot) = slots(laid, self.serving(), (&self.access.host, self.access.port), self.region.settings.entry);
         let current = &laid[slot as usize];
         let mut route = self.route(slot, current.route.as_ref());
         let preferred = self.moves_from().map(|old| old.node_port).filter(|_| current.ports.is_none());
@@ -103,12 +103,12 @@ impl Join<'_> {
     }
 
     fn plan_cluster(&self, route: &Route, ports: Ports, plan: &mut Plan) -> Result<()> {
-        let name = &self.member.cluster;
+        let (name, port) = (&self.member.cluster, ports.entered_by(self.region.settings.entry));
         let object = format!("Secret {NAMESPACE}/{name} (vela cluster join)");
         let endpoint = |cluster: &JoinedCluster| json!({"endpoint": cluster.endpoint()});
         let from = self.before.as_ref().map_or(Value::Null, endpoint);
         let Some(alias) = self.alias_ahead(route)? else {
-            let to = json!({"endpoint": format!("https://(a name of its certificate):{}", ports.node)});
+            let to = json!({"endpoint": format!("https://(a name of its certificate):{port}")});
             plan.add(
                 self.change("hub", object, from, to)
                     .map(|change| change.with_note("and an alias of that name, which rolls the gateway")),
@@ -121,7 +121,7 @@ impl Join<'_> {
             upstream_port: route.port,
             sources: route.sources.clone(),
             alias,
-            node_port: ports.node,
+            node_port: port,
             identity: String::new(),
             expires: None,
         };

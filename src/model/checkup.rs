@@ -11,7 +11,7 @@ use super::membership::Membership;
 use super::names::{ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
-use super::region::KIND_PROXY;
+use super::region::{Entry, KIND_PROXY, SERVICE};
 use super::report::{Uptake, uptake};
 use crate::error::{Failure, Kind};
 
@@ -234,6 +234,17 @@ fn nodes(region: &ClusterName, inside: &Inside) -> Outcome {
     if !ready.is_empty() {
         return Outcome::Ok(format!("{} of {} ready: {}", ready.len(), inside.nodes.len(), ready.join(", ")));
     }
+    if inside.settings.entry == Entry::LoadBalancer {
+        return match inside.ports.is_empty() {
+            true => Outcome::Ok("its load balancer is made with its first route".into()),
+            false => Outcome::Failed(Problem::new(
+                "its load balancer has no address",
+                format!(
+                    "kubectl -n {NAMESPACE} describe service {SERVICE}, in cluster {region}; or change entry at its xregion-proxy"
+                ),
+            )),
+        };
+    }
     let address = inside.settings.nodes.address_type.as_str();
     let lacks = if inside.nodes.iter().any(|node| node.lacks_proxy) { " and has a ready proxy" } else { "" };
     Outcome::Failed(Problem::new(
@@ -281,7 +292,7 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
     let Some(route) = &laid.route else {
         let missing = Problem::new(format!("region {region} has no route of it"), again());
         let skipped = || Outcome::Skipped("there is no route".into());
-        return [Outcome::Failed(missing), skipped(), skipped(), port(cluster, laid.ports, None)];
+        return [Outcome::Failed(missing), skipped(), skipped(), port(cluster, inside, laid.ports, None)];
     };
     let proven = match route.proven_at {
         Some(at) => Outcome::Ok(format!("at {at}")),
@@ -300,18 +311,21 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
         Uptake::NoProxy => Outcome::Skipped("no proxy is ready".into()),
     };
     let leads = format!("to {}:{}", route.host, route.port);
-    [Outcome::Ok(leads), proven, applied, port(cluster, laid.ports, Some(route.listen))]
+    [Outcome::Ok(leads), proven, applied, port(cluster, inside, laid.ports, Some(route.listen))]
 }
 
-fn port(cluster: &SeenCluster, ports: Option<super::ports::Ports>, listen: Option<u16>) -> Outcome {
-    let used = cluster.node_port();
+fn port(cluster: &SeenCluster, inside: &Inside, ports: Option<super::ports::Ports>, listen: Option<u16>) -> Outcome {
+    let (used, entry) = (cluster.node_port(), inside.settings.entry);
+    let named = entry.port_name();
     let cause = match (ports, listen) {
         (None, _) => format!("the Service of region {} has no port of it", cluster.membership.region),
-        (Some(ports), _) if ports.node != used => format!("its node port is {}, and the hub connects to {used}", ports.node),
-        (Some(ports), Some(listen)) if ports.listen != listen => {
-            format!("node port {used} leads to port {} of the proxies, which listen on {listen} for it", ports.listen)
+        (Some(ports), _) if ports.entered_by(entry) != used => {
+            format!("its {named} is {}, and the hub connects to {used}", ports.entered_by(entry))
         }
-        (Some(ports), _) => return Outcome::Ok(format!("{} to {}", ports.node, ports.listen)),
+        (Some(ports), Some(listen)) if ports.listen != listen => {
+            format!("{named} {used} leads to port {} of the proxies, which listen on {listen} for it", ports.listen)
+        }
+        (Some(ports), _) => return Outcome::Ok(format!("{} to {}", ports.entered_by(entry), ports.listen)),
     };
     Outcome::Failed(Problem::new(cause, join_again(&cluster.name, &cluster.membership.region)))
 }

@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::aliases::{HostAliases, Wanted};
 use super::checkup::{Problem, Subject, join_again};
 use super::membership::Membership;
-use super::names::{ClusterName, HubId, MANAGER};
+use super::names::{ClusterName, HubId, MANAGER, NAMESPACE, Slot};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, SeenRegion};
-use super::ports::{Ports, free_listen, paired};
+use super::ports::{Ports, free_listen, node_of, paired};
+use super::region::{Entry, SERVICE};
 use super::route::Route;
 
 /// A cluster that was joined through a region, by the hub's records.
@@ -183,9 +184,14 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
         match &seen.inside {
             _ if mine.is_empty() => {}
             Ok(inside) => {
-                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
                 repairs.extend((!inside.service_as_set).then(|| Repair::Service { region: seen.name.clone() }));
-                readable.push((&seen.name, inside, mine));
+                let (otherwise, mine): (Vec<&Member>, Vec<_>) =
+                    mine.into_iter().partition(|member| entered_otherwise(facts.hub, member, inside));
+                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                if otherwise.is_empty() {
+                    readable.push((&seen.name, inside, mine));
+                }
+                troubles.extend(otherwise.into_iter().map(entry_changed));
             }
             Err(failure) => troubles.push(Trouble {
                 about: Subject::Region(seen.name.clone()),
@@ -210,6 +216,26 @@ fn doubt(member: &Member) -> Trouble {
         problem: Problem::new(
             format!("its endpoint is {endpoint}, and {recorded} is on record: nothing of it is mended"),
             join_again(&member.name, &member.membership.region),
+        ),
+    }
+}
+
+/// Whether a cluster was joined when the hub entered its region by something else: at one of its ports, and not at the one for it now.
+fn entered_otherwise(hub: &HubId, member: &Member, inside: &Inside) -> bool {
+    let (port, entry) = (member.membership.node_port, inside.settings.entry);
+    let ports = || Slot::ALL.into_iter().filter_map(|slot| inside.ports.get(&hub.port_name(&member.name, slot)));
+    !ports().any(|ports| ports.entered_by(entry) == port) && ports().any(|ports| ports.listen == port || ports.node == port)
+}
+
+fn entry_changed(member: &Member) -> Trouble {
+    let Membership { region, node_port, .. } = &member.membership;
+    Trouble {
+        about: Subject::Cluster(member.name.clone()),
+        problem: Problem::new(
+            format!(
+                "it was joined at port {node_port}, and its region is entered otherwise now (entry at its xregion-proxy): host aliases of the region stay as they are"
+            ),
+            join_again(&member.name, region),
         ),
     }
 }
@@ -247,7 +273,17 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
             .find(|listen| !taken(*listen))
             .unwrap_or_else(|| free_listen(paired(*node_port, inside.settings.node_ports), taken)),
     };
-    let ports = Ports { listen: route.listen, node: *node_port };
+    let ports = match inside.settings.entry {
+        Entry::NodePort => Ports { listen: route.listen, node: *node_port },
+        // What the hub connects to is what the proxies listen on: another cluster that has it by now keeps it, and the next join tells.
+        Entry::LoadBalancer | Entry::HostNetwork if taken(*node_port) => return None,
+        Entry::LoadBalancer | Entry::HostNetwork => {
+            let given = |node: u16| inside.ports.iter().any(|(other, ports)| *other != name && ports.node == node);
+            let node = || node_of(*node_port, inside.settings.node_ports, given);
+            route.listen = *node_port;
+            Ports { listen: *node_port, node: laid.ports.map(|ports| ports.node).or_else(node)? }
+        }
+    };
     let lost = Lost { route: laid.route.as_ref() != Some(&route), port: laid.ports != Some(ports) };
     (lost.route || lost.port).then(|| Repair::Way { region: region.clone(), route: Box::new(route), ports, lost })
 }
@@ -269,10 +305,16 @@ fn gateway(
         if nodes.is_empty() {
             troubles.push(Trouble {
                 about: Subject::Region((*region).clone()),
-                problem: Problem::new(
-                    "none of its nodes is ready; its host aliases stay as they are",
-                    format!("kubectl get nodes -o wide, in cluster {region}; or change nodes at its xregion-proxy"),
-                ),
+                problem: match inside.settings.entry {
+                    Entry::LoadBalancer => Problem::new(
+                        "its load balancer has no address; its host aliases stay as they are",
+                        format!("kubectl -n {NAMESPACE} describe service {SERVICE}, in cluster {region}; or change entry at its xregion-proxy"),
+                    ),
+                    Entry::NodePort | Entry::HostNetwork => Problem::new(
+                        "none of its nodes is ready; its host aliases stay as they are",
+                        format!("kubectl get nodes -o wide, in cluster {region}; or change nodes at its xregion-proxy"),
+                    ),
+                },
             });
             continue;
         }

@@ -152,7 +152,8 @@ impl Inside {
             route: self.routes.iter().find(|route| route.cluster == *name && route.slot == slot).cloned(),
             ports: self.ports.get(&hub.port_name(name, slot)).copied(),
         });
-        let (serving, home) = slots(&laid, Some(node_port), (&membership.upstream, membership.upstream_port));
+        let upstream = (&membership.upstream, membership.upstream_port);
+        let (serving, home) = slots(&laid, Some(node_port), upstream, self.settings.entry);
         (serving.unwrap_or(home), laid)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::region::{FIRST_LISTEN, NodePorts};
+use super::region::{Entry, FIRST_LISTEN, NodePorts};
 use crate::error::{Failure, Kind, Result};
 
 /// The ports of one cluster.
@@ -12,8 +12,18 @@ use crate::error::{Failure, Kind, Result};
 pub struct Ports {
     /// `port` and `targetPort`: what the proxies listen on.
     pub listen: u16,
-    /// What the hub connects to, on every node.
+    /// `nodePort`. Also where the hub enters otherwise, so that a region can change that.
     pub node: u16,
+}
+
+impl Ports {
+    /// The port that the hub connects to, which is that of the cluster's endpoint.
+    pub const fn entered_by(self, entry: Entry) -> u16 {
+        match entry {
+            Entry::NodePort => self.node,
+            Entry::LoadBalancer | Entry::HostNetwork => self.listen,
+        }
+    }
 }
 
 /// An entry of the Service's `spec.ports` for a cluster.
@@ -99,6 +109,12 @@ pub fn paired(node: u16, range: NodePorts) -> u16 {
     FIRST_LISTEN.saturating_add(node.saturating_sub(range.first))
 }
 
+/// The node port that goes with what the proxies listen on, the reverse of [`paired`], or else the first that is free.
+pub fn node_of(listen: u16, range: NodePorts, taken: impl Fn(u16) -> bool) -> Option<u16> {
+    let paired = range.first.saturating_add(listen.saturating_sub(FIRST_LISTEN)).min(range.last);
+    std::iter::once(paired).chain(range.first..=range.last).find(|port| !taken(*port))
+}
+
 /// A port for the proxies to listen on: this one or the next that is free.
 pub fn free_listen(preferred: u16, taken: impl Fn(u16) -> bool) -> u16 {
     (preferred..).chain(FIRST_LISTEN..preferred).find(|port| !taken(*port)).unwrap_or(preferred)
@@ -182,6 +198,17 @@ mod tests {
         ] {
             assert_eq!(restore(&service(there), "me", ports(8005, 30002)).map_err(|failure| failure.kind), want, "{there:?}");
         }
+    }
+
+    #[test]
+    fn the_hub_connects_to_the_port_of_the_region_s_entry() {
+        let ports = Ports { listen: 8001, node: 30001 };
+        let entered = [Entry::NodePort, Entry::LoadBalancer, Entry::HostNetwork].map(|entry| ports.entered_by(entry));
+        assert_eq!(entered, [30001, 8001, 8001]);
+        assert_eq!(node_of(8002, RANGE, |_| false), Some(30002));
+        assert_eq!(node_of(8002, RANGE, |port| port == 30002), Some(30000));
+        assert_eq!(node_of(9999, RANGE, |_| false), Some(30003));
+        assert_eq!(node_of(8000, RANGE, |_| true), None);
     }
 
     proptest! {

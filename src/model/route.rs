@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, Slot, short_hash};
 use super::ports::Ports;
+use super::region::Entry;
 use super::sources::SourceRanges;
 
 /// The version of the route's data. An agent refuses one it does not know rather than guess.
@@ -143,12 +144,12 @@ pub struct Laid {
     pub ports: Option<Ports>,
 }
 
-/// The slot that serves a cluster which the hub reaches at the node port `serving`, and the slot where the way to an upstream belongs:
-/// that one if it leads there already, else the other.
-pub fn slots(laid: &[Laid; 2], serving: Option<u16>, upstream: (&ApiHost, u16)) -> (Option<Slot>, Slot) {
+/// The slot that serves a cluster which the hub reaches at the port `serving` of a region that it enters so, and the slot where the
+/// way to an upstream belongs: that one if it leads there already, else the other.
+pub fn slots(laid: &[Laid; 2], serving: Option<u16>, upstream: (&ApiHost, u16), entry: Entry) -> (Option<Slot>, Slot) {
     let at = |slot: Slot| &laid[slot as usize];
     let leads = |slot: Slot| at(slot).route.as_ref().is_some_and(|route| (&route.host, route.port) == upstream);
-    let serves = |slot: &Slot| serving.is_some() && at(*slot).ports.map(|ports| ports.node) == serving;
+    let serves = |slot: &Slot| serving.is_some() && at(*slot).ports.map(|ports| ports.entered_by(entry)) == serving;
     match Slot::ALL.into_iter().find(serves) {
         // A route that was lost is written anew where its port is.
         Some(slot) if leads(slot) || at(slot).route.is_none() => (Some(slot), slot),
@@ -209,8 +210,11 @@ mod tests {
             ("another region serves", [first.clone(), none.clone()], Some(31000), &api, (None, First)),
             ("lost", [lost, none.clone()], Some(30000), &api, (Some(First), First)),
         ] {
-            assert_eq!(slots(&slots_of, serving, (host, 443)), want, "{name}");
+            assert_eq!(slots(&slots_of, serving, (host, 443), Entry::NodePort), want, "{name}");
         }
+        let both = [first, second.clone()];
+        assert_eq!(slots(&both, Some(8000), (&api, 443), Entry::HostNetwork), (Some(First), First));
+        assert_eq!(slots(&both, Some(30000), (&api, 443), Entry::HostNetwork), (None, First), "joined by another way in");
     }
 
     #[test]

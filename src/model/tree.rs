@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::overview::{ClusterView, NodeView, Overview, RegionView, RouteView};
+use super::region::Entry;
 
 /// The overview as text; `wide` adds aliases, proofs, nodes and proxies.
 pub fn render(overview: &Overview, wide: bool) -> String {
@@ -63,25 +64,28 @@ fn header(region: &RegionView) -> String {
         .node_ports
         .as_ref()
         .map(|ports| format!(", {} of {} node ports", ports.used, u32::from(ports.last - ports.first) + 1));
-    format!("{}  {proxies} proxies ready, {nodes} nodes ready{}, answers in {millis} ms", region.name, ports.unwrap_or_default())
+    let entries = if region.entry == Some(Entry::LoadBalancer.as_str()) { "addresses of its load balancer" } else { "nodes ready" };
+    format!("{}  {proxies} proxies ready, {nodes} {entries}{}, answers in {millis} ms", region.name, ports.unwrap_or_default())
 }
 
 fn details(region: &RegionView) -> Vec<String> {
     let state = |ready: bool| if ready { "" } else { " (not ready)" };
     let why = |node: &NodeView| node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, why(node)));
+    let what = if region.entry == Some(Entry::LoadBalancer.as_str()) { "load balancer" } else { "node" };
+    let nodes = region.nodes.iter().map(|node| format!("{what} {} {}{}", node.name, node.ip, why(node)));
     nodes.chain(region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)))).collect()
 }
 
 fn rows(region: &RegionView, wide: bool) -> Vec<Row> {
-    let clusters = region.clusters.iter().map(|one| cluster(one, region.reachable, wide));
+    let clusters = region.clusters.iter().map(|one| cluster(one, region, wide));
     clusters.chain(region.spare_routes.iter().map(spare)).collect()
 }
 
-fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
+fn cluster(cluster: &ClusterView, region: &RegionView, wide: bool) -> Row {
+    let port = if region.entry.is_some() { Entry::LoadBalancer.port_name() } else { Entry::NodePort.port_name() };
     let applied = match &cluster.route {
         Some(route) => applied(route),
-        None if readable => "no route".to_owned(),
+        None if region.reachable => "no route".to_owned(),
         None => "route unknown".to_owned(),
     };
     let answer = match cluster.millis {
@@ -91,7 +95,7 @@ fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
     let expires = cluster.expires.map(|at| format!("credentials until {at}")).unwrap_or_default();
     let mut row = vec![
         cluster.name.clone(),
-        format!("node port {}", cluster.node_port),
+        format!("{port} {}", cluster.node_port),
         format!("to {}", cluster.upstream),
         applied,
         answer,

@@ -61,7 +61,7 @@ async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>, leases: V
 }
 
 fn service(version: &str, ports: &[Value]) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}, "externalTrafficPolicy": "Cluster"}})
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}, "type": "NodePort", "externalTrafficPolicy": "Cluster"}})
 }
 
 fn refusal(code: u16, message: &str) -> Value {
@@ -268,8 +268,9 @@ fn local(mut region: Region) -> Region {
 async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_are() {
     let mine = ports::entry("a", Ports { listen: 8001, node: 30001 });
     let there = || (Method::GET, 200, service("1", &[foreign(), mine.clone()]));
-    let want =
-        json!({"metadata": {"resourceVersion": "1"}, "spec": {"ports": [foreign(), mine], "externalTrafficPolicy": "Local"}});
+    let want = json!({"metadata": {"resourceVersion": "1"}, "spec": {
+        "ports": [foreign(), mine], "type": "NodePort", "externalTrafficPolicy": "Local", "loadBalancerClass": null, "loadBalancerSourceRanges": null,
+    }});
 
     let (ports, sent) = scenario(
         async |region| local(region).take_ports("a", None).await,

@@ -9,6 +9,7 @@ mod changes;
 mod controller;
 mod deaths;
 mod disturbed;
+mod entries;
 mod fixture;
 mod identities;
 mod joins;
