@@ -80,7 +80,7 @@ kinds! {
     NoProxy = 31,
     /// No proxy of the region is ready.
     NoReadyProxy = 32,
-    /// No node of the proxy cluster is ready and has an address.
+    /// The region has no address to enter by: of a node that is ready, with a ready proxy where it needs one, or of its load balancer.
     NoReadyNode = 33,
     /// The node port asked for is taken, or outside the region's range.
     NodePortTaken = 34,

@@ -243,7 +243,7 @@ async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Resu
     let nodes = aliased_addresses(&region.nodes().await?, &aliases.addresses(name));
     let (routes, (ports, _)) = try_join!(region.routes(&hub.id), region.all_ports())?;
     let wanted = routes.into_iter().filter(|route| route.proven_at.is_some()).filter_map(|route| {
-        let port = ports.get(&route.port_name())?.node;
+        let port = ports.get(&route.port_name())?.entered_by(region.settings.entry);
         Some((Wanted { host: route.alias?, cluster: route.cluster, region: name.clone() }, port))
     });
     Ok((wanted.collect(), nodes))

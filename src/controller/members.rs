@@ -273,10 +273,10 @@ fn note(member: &Declared, written: Result<()>) {
     }
 }
 
-/// How a member is joined.
+/// How a member is joined. What its port is called depends on what its region is entered by, which its record does not tell.
 pub(super) fn describe(region: &ClusterName, node_port: u16, mode: Mode, warning: Option<&str>) -> String {
     let warning = warning.map(|warning| format!("; {warning}")).unwrap_or_default();
-    format!("joined through {region}, {}{warning}", described(node_port, mode))
+    format!("joined through {region}, {}{warning}", described("port", node_port, mode))
 }
 
 fn in_use(member: &Declared, failure: &Failure) -> String {

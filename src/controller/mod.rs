@@ -43,12 +43,11 @@ use crate::hub::progress::Progress;
 use crate::lock::{Lock, holder_name};
 use crate::looking;
 use crate::model::checkup::{Problem, Subject};
-use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide};
+use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide, entered_otherwise};
 use crate::model::entries::Entries;
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
-use crate::model::names::{CONTROLLER, ClusterName};
+use crate::model::names::{CONTROLLER, ClusterName, HubId};
 use crate::model::observed::SeenRegion;
-use crate::model::region::SNI_PORT;
 use crate::region::Region;
 use crate::rolling::{self, Change};
 
@@ -131,16 +130,19 @@ struct Seen {
 type Silent = BTreeMap<ClusterName, BTreeSet<IpAddr>>;
 
 impl Seen {
-    /// The ways into those regions that have Services on the hub. Of a region that can't be read, it is what was known of it.
-    fn entrances(&self, known: &Entrances) -> Entrances {
+    /// The ways into those regions that have Services on the hub. Of a region that can't be read, it is what was known of it. A region with a
+    /// cluster that was joined by another way in than it has now is left out: its joins lead its Services.
+    fn entrances(&self, hub: &HubId, known: &Entrances) -> Entrances {
         let services = self.gateway.iter().flat_map(|(_, standing)| standing.services.iter().flatten());
         let one = |(region, entries): (&ClusterName, &Entries)| {
             let seen = self.regions.iter().find(|seen| seen.name == *region)?;
             let led = entries.nodes();
+            let mut mine = self.records.members.iter().filter(|member| member.membership.region == *region);
             let entrance = match &seen.inside {
+                Ok(inside) if mine.any(|member| entered_otherwise(hub, member, inside)) => return None,
                 Ok(inside) => {
                     // It reaches a proxy, and no cluster: nothing is said there.
-                    let port = inside.ports.get(SNI_PORT)?.node;
+                    let port = inside.own_ports()?.entered_by(inside.settings.entry);
                     // Also those that Kubernetes has given up: whoever answers, serves. But none that has no proxy to answer.
                     let asked = inside.nodes.iter().filter(|node| !node.lacks_proxy || led.contains(&node.ip));
                     Entrance { nodes: asked.map(|node| (node.ip, node.ready)).collect(), port, led }
@@ -218,7 +220,7 @@ impl Controller<'_> {
                 Ok(seen) => {
                     self.health.set_ready(true);
                     self.metrics.looked(Timestamp::now());
-                    entrances.send_modify(|known| *known = seen.entrances(known));
+                    entrances.send_modify(|known| *known = seen.entrances(&self.hub.id, known));
                     let seen = Arc::new(seen);
                     show.send_replace(Some(seen.clone()));
                     let mut troubles = self.round(lock, &seen, &mut mending).await;

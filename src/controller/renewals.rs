@@ -262,9 +262,10 @@ fn doors(seen: &Seen, membership: &Membership) -> Result<Vec<Door>> {
     let sources = settings.source_ranges.both(&membership.sources);
     let ready = nodes.iter().filter(|node| node.ready);
     let doors = ready.map(|node| Door {
-        node: node.name.clone(),
+        node: node.to_string(),
         ip: node.ip,
         port: membership.node_port,
+        patience,
         upstream_patience: patience,
         sources: sources.clone(),
     });
@@ -288,7 +289,7 @@ async fn enter(doors: &[Door], cluster: &JoinedCluster, membership: &Membership,
             Ok(_) => {
                 return Err(Failure::new(
                     Kind::CrossedRoute,
-                    format!("another cluster answers at node {}, port {}", door.node, door.port),
+                    format!("another cluster answers at {}, port {}", door.node, door.port),
                     format!("xregion doctor {} says more", cluster.name()),
                 ));
             }

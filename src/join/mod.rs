@@ -33,7 +33,7 @@ use crate::model::lifetime;
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
-use crate::model::region::SNI_PORT;
+use crate::model::region::{Entry, SNI_PORT};
 use crate::model::renewal::outlived;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
 use crate::model::sources::SourceRanges;
@@ -288,14 +288,16 @@ impl<'a> Join<'a> {
         let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.sources)
             .map_err(|failure| failure.about(&format!("cluster {}", member.cluster)))?;
         let region = Region::enter(hub, &member.region).await?;
-        let nodes = region.nodes().await?;
-        if !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
+        let nodes = entry_nodes(&region).await?;
+        // A load balancer is made with the Service, and that with the region's first route.
+        let comes = region.settings.entry == Entry::LoadBalancer;
+        if !comes && !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
             return Err(no_ready_node(&region, &nodes));
         }
         if region.ready_proxies().await?.is_empty() {
             return Err(no_ready_proxy(&region));
         }
-        if !nodes.iter().any(|node| node.ready) {
+        if !comes && !nodes.iter().any(|node| node.ready) {
             return Err(no_ready_node(&region, &nodes));
         }
         for (node, why) in nodes.iter().filter_map(|node| Some((node, node.why()?))) {
@@ -349,7 +351,7 @@ impl<'a> Join<'a> {
         let by_name = laid.iter().flat_map(|laid| &laid.route).any(|route| route.mode() == Mode::Sni);
         let own = if by_name { self.region.ports(SNI_PORT).await? } else { None };
         let way = Way { host: &self.access.host, port: self.access.port, server_name: self.server_name.as_ref() };
-        Ok(slots(laid, own, self.serving(), way))
+        Ok(slots(laid, own, self.serving(), way, self.region.settings.entry))
     }
 
     /// The slot that serves the cluster, where that has to go on by the same door, though it leads elsewhere: by the node port that is asked
@@ -394,6 +396,14 @@ impl<'a> Join<'a> {
         let leftover = Leftover { cluster: self.member.cluster.clone(), region: old.region, cut: false };
         self.undo.note(crate::undo::Step::ForgetLeftover(Box::new(self.hub.clone()), leftover.clone()));
         self.hub.put_leftover(&leftover).await
+    }
+}
+
+/// Where the region can be entered. The name of a load balancer that has just been made may not be known yet.
+async fn entry_nodes(region: &Region) -> Result<Vec<EntryNode>> {
+    match region.nodes().await {
+        Err(failure) if failure.kind == Kind::Unresolvable => Ok(vec![]),
+        nodes => nodes,
     }
 }
 

@@ -34,7 +34,7 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
         let (route, ports) = join.plan_route(&laid, &mut plan).await?;
         if let Some(alias) = join.alias_ahead(&route)? {
             change.wanted.push(join.wanted(&alias));
-            change.enter(&member.region, &join.addresses, Some(ports.node));
+            change.enter(&member.region, &join.addresses, Some(ports.entered_by(join.region.settings.entry)));
         }
         joins.push((join, laid, route, ports));
     }
@@ -123,12 +123,12 @@ impl Join<'_> {
     }
 
     fn plan_cluster(&self, route: &Route, ports: Ports, plan: &mut Plan) -> Result<()> {
-        let name = &self.member.cluster;
+        let (name, port) = (&self.member.cluster, ports.entered_by(self.region.settings.entry));
         let object = format!("Secret {NAMESPACE}/{name} (vela cluster join)");
         let endpoint = |cluster: &JoinedCluster| json!({"endpoint": cluster.endpoint()});
         let from = self.before.as_ref().map_or(Value::Null, endpoint);
         let Some(alias) = self.alias_ahead(route)? else {
-            let to = json!({"endpoint": format!("https://(a name of its certificate):{}", ports.node)});
+            let to = json!({"endpoint": format!("https://(a name of its certificate):{port}")});
             plan.add(
                 self.change("hub", object, from, to)
                     .map(|change| change.with_note("and an alias of that name, which rolls the gateway")),
@@ -141,7 +141,7 @@ impl Join<'_> {
             upstream_port: route.port,
             sources: route.sources.clone(),
             alias,
-            node_port: ports.node,
+            node_port: port,
             mode: route.mode(),
             identity: String::new(),
             expires: None,

@@ -6,16 +6,17 @@ use futures::future::try_join_all;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
-use super::{ASK_EVERY, Join};
+use super::{ASK_EVERY, Join, entry_nodes};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::progress::Stage;
 use crate::model::aliases::Wanted;
 use crate::model::lifetime;
 use crate::model::membership::{self, Membership};
-use crate::model::names::{ApiHost, DnsName, Slot};
+use crate::model::names::{ApiHost, DnsName, NAMESPACE, Slot};
+use crate::model::nodes::aliased_addresses;
 use crate::model::ports::Ports;
-use crate::model::region::SNI_LISTEN;
+use crate::model::region::{Entry, SERVICE, SNI_LISTEN};
 use crate::model::renewal::renewable;
 use crate::model::report::{Reason, Uptake, uptake};
 use crate::model::route::{Laid, Mode, Route};
@@ -24,6 +25,11 @@ use crate::undo::Step;
 
 /// How long the ready proxies may take to take up a route.
 const UPTAKE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long clouds may take to make a load balancer, or to give it one more port.
+const LOAD_BALANCER_PATIENCE: Duration = Duration::from_secs(240);
+const ASK_LOAD_BALANCER_EVERY: Duration = Duration::from_secs(2);
+/// How long nodes get to hear of a new port of the Service: kube-proxy writes its rules about a second later.
+const PORT_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Join<'_> {
     /// What the region has of the cluster, slot by slot.
@@ -103,10 +109,20 @@ impl Join<'_> {
         drop(turn);
         self.applied(&route).await?;
 
+        if self.region.settings.entry == Entry::LoadBalancer {
+            self.await_load_balancer().await?;
+        }
+
         let _turn = turns.acquire().await;
+        let port = ports.entered_by(self.region.settings.entry);
         let ready = self.nodes.iter().filter(|node| node.ready).count();
-        self.tell.stage(Stage::Proving, &format!("proving the way to {} over {ready} nodes", route.cluster)).await;
-        let (alias, identity) = self.prove(ports.node).await?;
+        self.tell
+            .stage(
+                Stage::Proving,
+                &format!("proving the way to {} over {ready} {}", route.cluster, entry_name(self.region.settings.entry)),
+            )
+            .await;
+        let (alias, identity) = self.prove(port).await?;
         if route.proven_at.is_none() || route.alias.as_ref() != Some(&alias) {
             route.alias = Some(alias.clone());
             route.proven_at = Some(Timestamp::now());
@@ -122,7 +138,7 @@ impl Join<'_> {
             upstream_port: route.port,
             sources: route.sources,
             alias,
-            node_port: ports.node,
+            node_port: port,
             identity,
             expires: lifetime::expiry(&self.access),
             renews: self.renews,
@@ -154,6 +170,28 @@ impl Join<'_> {
         let ports = self.take_ports(route, preferred.filter(|_| had.is_none())).await?;
         self.changed |= had.is_none();
         Ok(ports)
+    }
+
+    /// Waits until the region's load balancer has an address: the first route of a region has it made.
+    async fn await_load_balancer(&mut self) -> Result<()> {
+        let start = Instant::now();
+        while self.nodes.is_empty() {
+            if start.elapsed() > LOAD_BALANCER_PATIENCE {
+                return Err(Failure::new(
+                    Kind::NoReadyNode,
+                    format!("region {}: its load balancer has no address after {} s", self.region.name, start.elapsed().as_secs()),
+                    format!(
+                        "kubectl -n {NAMESPACE} describe service {SERVICE}, in cluster {}, says why; or change entry at its xregion-proxy",
+                        self.region.name
+                    ),
+                ));
+            }
+            self.tell.stage(Stage::Applying, &format!("waiting for the load balancer of region {}", self.region.name)).await;
+            sleep(ASK_LOAD_BALANCER_EVERY).await;
+            self.nodes = entry_nodes(&self.region).await?;
+        }
+        self.addresses = aliased_addresses(&self.nodes, &self.aliases.addresses(&self.region.name));
+        Ok(())
     }
 
     /// The node port asked for, unless the cluster's other slot has it.
@@ -220,7 +258,7 @@ impl Join<'_> {
     }
 
     /// Goes the way the gateway will go, over every ready node: TCP, TLS name and authority, credentials, identity.
-    async fn prove(&mut self, node_port: u16) -> Result<(DnsName, String)> {
+    async fn prove(&mut self, port: u16) -> Result<(DnsName, String)> {
         let patience = Duration::from_secs(u64::from(self.region.settings.timeouts.connect_seconds));
         let sources = self.region.settings.source_ranges.both(&self.member.sources);
         let doors: Vec<_> = self
@@ -228,9 +266,10 @@ impl Join<'_> {
             .iter()
             .filter(|node| node.ready)
             .map(|node| Door {
-                node: node.name.clone(),
+                node: node.to_string(),
                 ip: node.ip,
-                port: node_port,
+                port,
+                patience: port_patience(self.region.settings.entry),
                 upstream_patience: patience,
                 sources: sources.clone(),
             })
@@ -248,11 +287,11 @@ impl Join<'_> {
         if let Some((door, _)) = doors.iter().zip(&identities).find(|(_, other)| **other != identity) {
             return Err(Failure::new(
                 Kind::CrossedRoute,
-                format!("nodes {} and {} lead to different clusters", doors[0].node, door.node),
-                "another hub or an old configuration answers on that node port: see the logs of the region's xregion-proxy",
+                format!("{} and {} lead to different clusters", doors[0].node, door.node),
+                "another hub or an old configuration answers on that port: see the logs of the region's xregion-proxy",
             ));
         }
-        self.check_identity(&identity, &membership::endpoint(&alias, node_port)).await?;
+        self.check_identity(&identity, &membership::endpoint(&alias, port)).await?;
         if let (Some(client), Some(door)) = (clients.first(), doors.first()) {
             client.ensure_namespace().await?;
             self.keep_later_token(door, &alias, &identity).await?;
@@ -333,6 +372,21 @@ impl Join<'_> {
             return Err(second_name(&other));
         }
         Ok(())
+    }
+}
+
+/// How long a new port may take to be open.
+const fn port_patience(entry: Entry) -> Duration {
+    match entry {
+        Entry::NodePort | Entry::HostNetwork => PORT_PATIENCE,
+        Entry::LoadBalancer => LOAD_BALANCER_PATIENCE,
+    }
+}
+
+const fn entry_name(entry: Entry) -> &'static str {
+    match entry {
+        Entry::NodePort | Entry::HostNetwork => "nodes",
+        Entry::LoadBalancer => "addresses of its load balancer",
     }
 }
 

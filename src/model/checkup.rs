@@ -13,7 +13,7 @@ use super::membership::{Membership, Origin};
 use super::names::{CONTROLLER, ClusterName, KIND, NAMESPACE};
 use super::nodes::aliased_addresses;
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
-use super::region::{KIND_PROXY, SNI_PORT};
+use super::region::{Entry, KIND_PROXY, SERVICE, SNI_PORT};
 use super::report::{Uptake, uptake};
 use super::route::Mode;
 use crate::error::{Failure, Kind};
@@ -234,6 +234,17 @@ fn nodes(region: &ClusterName, inside: &Inside) -> Outcome {
     if !ready.is_empty() {
         return Outcome::Ok(format!("{} of {} ready: {}", ready.len(), inside.nodes.len(), ready.join(", ")));
     }
+    if inside.settings.entry == Entry::LoadBalancer {
+        return match inside.ports.is_empty() {
+            true => Outcome::Ok("its load balancer is made with its first route".into()),
+            false => Outcome::Failed(Problem::new(
+                "its load balancer has no address",
+                format!(
+                    "kubectl -n {NAMESPACE} describe service {SERVICE}, in cluster {region}; or change entry at its xregion-proxy"
+                ),
+            )),
+        };
+    }
     let address = inside.settings.nodes.address_type.as_str();
     let lacks = if inside.nodes.iter().any(|node| node.lacks_proxy) { " and has a ready proxy" } else { "" };
     Outcome::Failed(Problem::new(
@@ -285,7 +296,7 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
             Outcome::Failed(missing),
             skipped(),
             skipped(),
-            port(cluster, inside.ports_of(cluster.membership.mode, laid), None),
+            port(cluster, inside, inside.ports_of(cluster.membership.mode, laid), None),
         ];
     };
     let proven = match route.proven_at {
@@ -306,20 +317,24 @@ fn way(observed: &Observed, cluster: &SeenCluster, inside: &Inside) -> [Outcome;
     };
     let by_name = route.server_name.as_ref().map(|name| format!("{name} ")).unwrap_or_default();
     let leads = format!("{by_name}to {}:{}", route.host, route.port);
-    [Outcome::Ok(leads), proven, applied, port(cluster, inside.ports_of(cluster.membership.mode, laid), Some(route.listen))]
+    let ports = inside.ports_of(cluster.membership.mode, laid);
+    [Outcome::Ok(leads), proven, applied, port(cluster, inside, ports, Some(route.listen))]
 }
 
-fn port(cluster: &SeenCluster, ports: Option<super::ports::Ports>, listen: Option<u16>) -> Outcome {
-    let used = cluster.serving().node_port;
+fn port(cluster: &SeenCluster, inside: &Inside, ports: Option<super::ports::Ports>, listen: Option<u16>) -> Outcome {
+    let (used, entry) = (cluster.serving().node_port, inside.settings.entry);
     let Membership { region, mode, .. } = &cluster.membership;
+    let named = entry.port_name();
     let cause = match (ports, listen) {
         (None, _) if *mode == Mode::Sni => format!("the Service of region {region} has no port {SNI_PORT}"),
         (None, _) => format!("the Service of region {region} has no port of it"),
-        (Some(ports), _) if ports.node != used => format!("its node port is {}, and the hub connects to {used}", ports.node),
-        (Some(ports), Some(listen)) if ports.listen != listen => {
-            format!("node port {used} leads to port {} of the proxies, which listen on {listen} for it", ports.listen)
+        (Some(ports), _) if ports.entered_by(entry) != used => {
+            format!("its {named} is {}, and the hub connects to {used}", ports.entered_by(entry))
         }
-        (Some(ports), _) => return Outcome::Ok(format!("{} to {}", ports.node, ports.listen)),
+        (Some(ports), Some(listen)) if ports.listen != listen => {
+            format!("{named} {used} leads to port {} of the proxies, which listen on {listen} for it", ports.listen)
+        }
+        (Some(ports), _) => return Outcome::Ok(format!("{} to {}", ports.entered_by(entry), ports.listen)),
     };
     Outcome::Failed(Problem::new(cause, join_again(&cluster.name, &cluster.membership.region)))
 }

@@ -12,11 +12,11 @@ use super::aliases::{HostAliases, Leads, Wanted};
 use super::checkup::{Problem, Subject, join_again};
 use super::entries::Entries;
 use super::membership::Membership;
-use super::names::{ClusterName, HubId, MANAGER};
+use super::names::{ClusterName, HubId, MANAGER, NAMESPACE, Slot};
 use super::nodes::{Way, aliased_addresses};
 use super::observed::{Inside, SeenRegion};
-use super::ports::{Ports, free_listen, paired};
-use super::region::SNI_LISTEN;
+use super::ports::{Ports, free_listen, node_of, paired};
+use super::region::{Entry, SERVICE, SNI_LISTEN};
 use super::route::{Laid, Mode, Route};
 
 /// A cluster that was joined through a region, by the hub's records.
@@ -197,9 +197,14 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
         match &seen.inside {
             _ if mine.is_empty() => {}
             Ok(inside) => {
-                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
                 repairs.extend((!inside.service_as_set).then(|| Repair::Service { region: seen.name.clone() }));
-                readable.push((&seen.name, inside, mine));
+                let (otherwise, mine): (Vec<&Member>, Vec<_>) =
+                    mine.into_iter().partition(|member| entered_otherwise(facts.hub, member, inside));
+                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                if otherwise.is_empty() {
+                    readable.push((&seen.name, inside, mine));
+                }
+                troubles.extend(otherwise.into_iter().map(entry_changed));
             }
             Err(failure) => troubles.push(Trouble {
                 about: Subject::Region(seen.name.clone()),
@@ -228,6 +233,31 @@ fn doubt(member: &Member) -> Trouble {
     }
 }
 
+/// Whether a cluster was joined when the hub entered its region by something else: at one of its ports, and not at the one for it now.
+pub fn entered_otherwise(hub: &HubId, member: &Member, inside: &Inside) -> bool {
+    let (Membership { node_port: port, mode, .. }, entry) = (&member.membership, inside.settings.entry);
+    let of_slot = |slot: Slot| inside.ports.get(&hub.port_name(&member.name, slot)).copied();
+    let ports: Vec<Ports> = match mode {
+        Mode::Port => Slot::ALL.into_iter().filter_map(of_slot).collect(),
+        Mode::Sni => inside.own_ports().into_iter().collect(),
+    };
+    !ports.iter().any(|ports| ports.entered_by(entry) == *port)
+        && ports.iter().any(|ports| ports.listen == *port || ports.node == *port)
+}
+
+fn entry_changed(member: &Member) -> Trouble {
+    let Membership { region, node_port, .. } = &member.membership;
+    Trouble {
+        about: Subject::Cluster(member.name.clone()),
+        problem: Problem::new(
+            format!(
+                "it was joined at port {node_port}, and its region is entered otherwise now (entry at its xregion-proxy): host aliases of the region stay as they are"
+            ),
+            join_again(&member.name, region),
+        ),
+    }
+}
+
 /// What a cluster's way through its region lacks.
 fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
     let Membership { region, upstream, upstream_port, sources, alias, node_port, mode, .. } = &member.membership;
@@ -247,21 +277,39 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
         proven_at: laid.route.as_ref().and_then(|route| route.proven_at).or(Some(member.since)),
         uid: laid.route.as_ref().map(|route| route.uid.clone()).unwrap_or_default(),
     };
-    if *mode == Mode::Port {
-        route.listen = free_listen_of(&route, laid, *node_port, inside);
-    }
-    let ports = Ports { listen: route.listen, node: *node_port };
+    let ports = match (inside.settings.entry, *mode) {
+        (Entry::NodePort, mode) => {
+            if mode == Mode::Port {
+                route.listen = free_listen_of(&route, laid, *node_port, inside);
+            }
+            Ports { listen: route.listen, node: *node_port }
+        }
+        // What the hub connects to is what the proxies listen on: another cluster that has it by now keeps it, and the next join tells.
+        (Entry::LoadBalancer | Entry::HostNetwork, Mode::Port) if is_listened(*node_port, &route, inside) => return None,
+        // The proxies never listen for it there: it was joined by another way in, and its port is lost as well.
+        (Entry::LoadBalancer | Entry::HostNetwork, Mode::Sni) if *node_port != SNI_LISTEN => return None,
+        (Entry::LoadBalancer | Entry::HostNetwork, mode) => {
+            route.listen = *node_port;
+            let name = route.port_name();
+            let given = |node: u16| inside.ports.iter().any(|(other, ports)| *other != name && ports.node == node);
+            let node = || node_of(*node_port, inside.settings.node_ports, given);
+            Ports { listen: *node_port, node: inside.ports_of(mode, laid).map(|ports| ports.node).or_else(node)? }
+        }
+    };
     let lost = Lost { route: laid.route.as_ref() != Some(&route), port: inside.ports_of(*mode, laid) != Some(ports) };
     (lost.route || lost.port).then(|| Repair::Way { region: region.clone(), route: Box::new(route), ports, lost })
 }
 
+/// Whether the proxies listen on a port for another route than this one.
+fn is_listened(listen: u16, route: &Route, inside: &Inside) -> bool {
+    let name = route.port_name();
+    inside.ports.iter().any(|(other, ports)| *other != name && ports.listen == listen)
+        || inside.routes.iter().any(|other| other.port_name() != name && other.listen == listen)
+}
+
 /// What the proxies are to listen on for a route: what is left of that, or the next that is free.
 fn free_listen_of(route: &Route, laid: &Laid, node_port: u16, inside: &Inside) -> u16 {
-    let name = route.port_name();
-    let taken = |listen: u16| {
-        inside.ports.iter().any(|(other, ports)| *other != name && ports.listen == listen)
-            || inside.routes.iter().any(|other| other.port_name() != name && other.listen == listen)
-    };
+    let taken = |listen: u16| is_listened(listen, route, inside);
     let told = laid.route.as_ref().filter(|route| route.mode() == Mode::Port).map(|route| route.listen);
     let halves = [laid.ports.map(|ports| ports.listen), told];
     match halves {
@@ -292,10 +340,16 @@ fn gateway(
         if nodes.is_empty() {
             troubles.push(Trouble {
                 about: Subject::Region((*region).clone()),
-                problem: Problem::new(
-                    "none of its nodes is ready; its host aliases stay as they are",
-                    format!("kubectl get nodes -o wide, in cluster {region}; or change nodes at its xregion-proxy"),
-                ),
+                problem: match inside.settings.entry {
+                    Entry::LoadBalancer => Problem::new(
+                        "its load balancer has no address; its host aliases stay as they are",
+                        format!("kubectl -n {NAMESPACE} describe service {SERVICE}, in cluster {region}; or change entry at its xregion-proxy"),
+                    ),
+                    Entry::NodePort | Entry::HostNetwork => Problem::new(
+                        "none of its nodes is ready; its host aliases stay as they are",
+                        format!("kubectl get nodes -o wide, in cluster {region}; or change nodes at its xregion-proxy"),
+                    ),
+                },
             });
             continue;
         }

@@ -1,6 +1,7 @@
 //! The nodes of a proxy cluster by which the hub enters its region.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -19,6 +20,15 @@ pub struct EntryNode {
     pub ready: bool,
     /// Whether only such a proxy is missing.
     pub lacks_proxy: bool,
+    /// Whether it is no node, but an address of the region's load balancer.
+    pub balances: bool,
+}
+
+/// As messages name it.
+impl fmt::Display for EntryNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", if self.balances { "load balancer" } else { "node" }, self.name)
+    }
 }
 
 impl EntryNode {
@@ -62,7 +72,16 @@ fn entry_node(node: &Node, settings: &Nodes) -> Option<EntryNode> {
         .filter(|address| address.type_ == wanted)
         .find_map(|address| address.address.parse().ok())?;
     let ready = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    Some(EntryNode { name: node.metadata.name.clone()?, ip, ready, lacks_proxy: false })
+    Some(EntryNode { name: node.metadata.name.clone()?, ip, ready, lacks_proxy: false, balances: false })
+}
+
+/// The addresses of a region's load balancer, each known by a name.
+pub fn of_load_balancer(addresses: impl IntoIterator<Item = (String, IpAddr)>) -> Vec<EntryNode> {
+    let entry = |(name, ip)| EntryNode { name, ip, ready: true, lacks_proxy: false, balances: true };
+    let mut entries: Vec<_> = addresses.into_iter().map(entry).collect();
+    entries.sort_unstable();
+    entries.dedup_by_key(|entry| entry.ip);
+    entries
 }
 
 /// The nodes where each takes connections for the proxies on it only: one without a ready proxy drops them.

@@ -167,7 +167,7 @@ impl Inside {
             route: self.routes.iter().find(|route| route.cluster == *name && route.slot == slot).cloned(),
             ports: self.ports.get(&hub.port_name(name, slot)).copied(),
         });
-        let (serving, home) = slots(&laid, self.own_ports(), Some(serving), membership.way());
+        let (serving, home) = slots(&laid, self.own_ports(), Some(serving), membership.way(), self.settings.entry);
         (serving.unwrap_or(home), laid)
     }
 

@@ -9,6 +9,7 @@ use super::checkup::{self, Outcome, Problem, Subject};
 use super::drift::Told;
 use super::names::{CONTROLLER, ClusterName, NAMESPACE};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
+use super::region::Entry;
 use super::report::{Uptake, uptake};
 use super::route::{Mode, Route};
 
@@ -59,6 +60,9 @@ pub struct RegionView {
     /// Its node ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_ports: Option<NodePortsView>,
+    /// By what the hub enters it, if not by node ports: `loadBalancer` or `hostNetwork`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<&'static str>,
     /// The clusters joined through it.
     pub clusters: Vec<ClusterView>,
     /// The routes of this hub that serve no joined cluster.
@@ -246,6 +250,7 @@ fn region(observed: &Observed, seen: &SeenRegion, asks: &Asks<'_>) -> RegionView
             let used = clusters.filter(|node| (range.first..=range.last).contains(node)).count();
             NodePortsView { first: range.first, last: range.last, used, sni }
         }),
+        entry: inside.map(|inside| inside.settings.entry).filter(|entry| *entry != Entry::NodePort).map(Entry::as_str),
         clusters: mine
             .filter(|cluster| asks(&cluster.name, &seen.name))
             .map(|seen| self::cluster(observed, inside, seen))

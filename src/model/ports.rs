@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::region::{FIRST_LISTEN, NodePorts, SNI_LISTEN, SNI_PORT};
+use super::region::{Entry, FIRST_LISTEN, NodePorts, SNI_LISTEN, SNI_PORT};
 use crate::error::{Failure, Kind, Result};
 
 /// The ports of one cluster.
@@ -12,8 +12,18 @@ use crate::error::{Failure, Kind, Result};
 pub struct Ports {
     /// `port` and `targetPort`: what the proxies listen on.
     pub listen: u16,
-    /// What the hub connects to, on every node.
+    /// `nodePort`. Also where the hub enters otherwise, so that a region can change that.
     pub node: u16,
+}
+
+impl Ports {
+    /// The port that the hub connects to, which is that of the cluster's endpoint.
+    pub const fn entered_by(self, entry: Entry) -> u16 {
+        match entry {
+            Entry::NodePort => self.node,
+            Entry::LoadBalancer | Entry::HostNetwork => self.listen,
+        }
+    }
 }
 
 /// An entry of the Service's `spec.ports` for a cluster.
@@ -144,6 +154,17 @@ pub fn restore(service: &[Value], name: &str, wanted: Ports) -> Result<Ports> {
 /// The port that goes with a node port, as in the article 8000 with 30000, 8001 with 30001, ...
 pub fn paired(node: u16, range: NodePorts) -> u16 {
     FIRST_LISTEN.saturating_add(node.saturating_sub(range.first))
+}
+
+/// The node port that goes with what the proxies listen on, the reverse of [`paired`], or else the first that is free. With [`SNI_LISTEN`] it
+/// is the region's own, as [`choose_sni`] has it.
+pub fn node_of(listen: u16, range: NodePorts, taken: impl Fn(u16) -> bool) -> Option<u16> {
+    let free = |port: &u16| !taken(*port);
+    if listen == SNI_LISTEN {
+        return range.sni.into_iter().chain((range.first..=range.last).rev()).find(free);
+    }
+    let paired = range.first.saturating_add(listen.saturating_sub(FIRST_LISTEN)).min(range.last);
+    std::iter::once(paired).chain(range.first..=range.last).filter(|port| Some(*port) != range.sni).find(free)
 }
 
 /// A port for the proxies to listen on: this one or the next that is free.
@@ -281,6 +302,22 @@ mod tests {
         ] {
             assert_eq!(restore(&service(there), "me", ports(8005, 30002)).map_err(|failure| failure.kind), want, "{there:?}");
         }
+    }
+
+    #[test]
+    fn the_hub_connects_to_the_port_of_the_region_s_entry() {
+        let ports = Ports { listen: 8001, node: 30001 };
+        let entered = [Entry::NodePort, Entry::LoadBalancer, Entry::HostNetwork].map(|entry| ports.entered_by(entry));
+        assert_eq!(entered, [30001, 8001, 8001]);
+        assert_eq!(node_of(8002, RANGE, |_| false), Some(30002));
+        assert_eq!(node_of(8002, RANGE, |port| port == 30002), Some(30000));
+        assert_eq!(node_of(9999, RANGE, |_| false), Some(30003));
+        assert_eq!(node_of(8000, RANGE, |_| true), None);
+        let own = NodePorts { sni: Some(30001), ..RANGE };
+        assert_eq!(node_of(8001, own, |_| false), Some(30000), "what is to be the region's own is no cluster's");
+        assert_eq!(node_of(SNI_LISTEN, own, |_| false), Some(30001));
+        assert_eq!(node_of(SNI_LISTEN, own, |port| port == 30001), Some(30003));
+        assert_eq!(node_of(SNI_LISTEN, RANGE, |port| port == 30003), Some(30002));
     }
 
     proptest! {

@@ -33,7 +33,13 @@ pub const SNI_PORT: &str = "xregion-sni";
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Region {
-    /// Where the hub enters.
+    /// By what the hub enters.
+    #[serde(default)]
+    pub entry: Entry,
+    /// What is asked of the load balancer, if it enters by one.
+    #[serde(default)]
+    pub load_balancer: LoadBalancer,
+    /// Which nodes it enters by, unless by a load balancer.
     pub nodes: Nodes,
     /// Which node ports may be given away.
     pub node_ports: NodePorts,
@@ -50,6 +56,52 @@ pub struct Region {
     /// How many connections one route carries at once in each proxy; 0: as many as come.
     #[serde(default)]
     pub max_connections: u32,
+}
+
+/// By what the hub enters a region.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub enum Entry {
+    /// The node ports of the Service, at nodes' addresses.
+    #[default]
+    NodePort,
+    /// The ports of the Service, at the addresses that its load balancer has.
+    LoadBalancer,
+    /// The proxies' own ports, at the addresses of the nodes whose network they share.
+    HostNetwork,
+}
+
+impl Entry {
+    /// As the settings spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NodePort => "nodePort",
+            Self::LoadBalancer => "loadBalancer",
+            Self::HostNetwork => "hostNetwork",
+        }
+    }
+
+    /// What the port is called that the hub connects to.
+    pub const fn port_name(self) -> &'static str {
+        match self {
+            Self::NodePort => "node port",
+            Self::LoadBalancer | Self::HostNetwork => "port",
+        }
+    }
+}
+
+/// What a Service asks of its load balancer.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancer {
+    /// `spec.loadBalancerClass`; absent, whoever makes load balancers for Services without one.
+    pub class: Option<String>,
+    /// Annotations of the Service, by which many clouds are told the rest.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// `spec.loadBalancerSourceRanges`: where it takes connections from itself.
+    #[serde(default)]
+    pub source_ranges: SourceRanges,
 }
 
 /// The proxy cluster's nodes the hub enters by.
@@ -227,6 +279,7 @@ mod tests {
         assert_eq!(region.external_traffic_policy, TrafficPolicy::Cluster, "what the Services of earlier versions are");
         assert_eq!(region.upstreams.allow[2], Allowed::Name("api.example".parse().unwrap()));
         assert!(region.source_ranges.is_empty());
+        assert_eq!((region.entry, region.load_balancer), (Entry::NodePort, LoadBalancer::default()));
         let error = Region::parse(r#"{"nodes":{"addressType":"Hostname"}}"#).unwrap_err();
         assert!(error.contains("Hostname"), "{error}");
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, Slot, short_hash};
 use super::ports::Ports;
-use super::region::{SNI_LISTEN, SNI_PORT};
+use super::region::{Entry, SNI_LISTEN, SNI_PORT};
 use super::sources::SourceRanges;
 use crate::error::{Failure, Kind, Result};
 
@@ -257,7 +257,7 @@ pub struct Way<'a> {
 pub struct Serving<'a> {
     /// The host, which is also the TLS name that is asked for.
     pub host: &'a str,
-    /// The node port.
+    /// The port that the hub connects to.
     pub node_port: u16,
 }
 
@@ -269,14 +269,21 @@ impl<'a> Serving<'a> {
     }
 }
 
-/// The slot that serves a cluster which the hub reaches by `serving`, and the slot where a way belongs: that one if it leads there already,
-/// else the other. `own` is the region's own port, by which the routes by name are reached.
-pub fn slots(laid: &[Laid; 2], own: Option<Ports>, serving: Option<Serving<'_>>, way: Way<'_>) -> (Option<Slot>, Slot) {
+/// The slot that serves a cluster which the hub reaches by `serving` in a region that it enters so, and the slot where a way belongs: that
+/// one if it leads there already, else the other. `own` is the region's own port, by which the routes by name are reached.
+pub fn slots(
+    laid: &[Laid; 2],
+    own: Option<Ports>,
+    serving: Option<Serving<'_>>,
+    way: Way<'_>,
+    entry: Entry,
+) -> (Option<Slot>, Slot) {
     let at = |slot: Slot| &laid[slot as usize];
     let leads = |slot: Slot| at(slot).route.as_ref().is_some_and(|route| route.way() == way);
     let serves = |slot: &Slot| {
         let Laid { route, ports } = at(*slot);
-        let is_entered = |ports: &Option<Ports>| ports.map(|ports| ports.node) == serving.map(|serving| serving.node_port);
+        let is_entered =
+            |ports: &Option<Ports>| ports.map(|ports| ports.entered_by(entry)) == serving.map(|serving| serving.node_port);
         let name = route.as_ref().and_then(|route| route.server_name.as_ref()).map(DnsName::as_str);
         let is_named = name.is_some() && name == serving.map(|serving| serving.host);
         serving.is_some() && (is_entered(ports) || (is_named && is_entered(&own)))
@@ -350,8 +357,13 @@ mod tests {
         ] {
             let serving = serving.map(|node_port| Serving { host: "whatever.example", node_port });
             let way = Way { host, port: 443, server_name: None };
-            assert_eq!(slots(&slots_of, None, serving, way), want, "{name}");
+            assert_eq!(slots(&slots_of, None, serving, way, Entry::NodePort), want, "{name}");
         }
+        let both = [first, second.clone()];
+        let way = Way { host: &api, port: 443, server_name: None };
+        let slots = |node_port| slots(&both, None, Some(Serving { host: "whatever.example", node_port }), way, Entry::HostNetwork);
+        assert_eq!(slots(8000), (Some(First), First));
+        assert_eq!(slots(30000), (None, First), "joined by another way in");
     }
 
     #[test]
@@ -391,8 +403,14 @@ mod tests {
         ] {
             let (host, name) = ("api.example".parse().unwrap(), name.map(|name| name.parse().unwrap()));
             let way = Way { host: &host, port: 443, server_name: name.as_ref() };
-            assert_eq!(slots(&laid, own, serving, way), want, "{what}");
+            assert_eq!(slots(&laid, own, serving, way, Entry::NodePort), want, "{what}");
         }
+        let (host, name) = ("api.example".parse().unwrap(), "api.example".parse().unwrap());
+        let way = Way { host: &host, port: 443, server_name: Some(&name) };
+        let laid = [named("api.example"), none.clone()];
+        let slots = |node_port| slots(&laid, own, at("api.example", node_port), way, Entry::LoadBalancer);
+        assert_eq!(slots(SNI_LISTEN), (Some(First), First));
+        assert_eq!(slots(30085), (None, First), "joined by another way in");
     }
 
     #[test]

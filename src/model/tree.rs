@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::overview::{ClusterView, NodeView, Overview, RegionView, RouteView};
+use super::region::{Entry, SNI_LISTEN};
 use super::route::Mode;
 
 /// The overview as text; `wide` adds aliases, proofs, nodes and proxies.
@@ -64,27 +65,30 @@ fn header(region: &RegionView) -> String {
         let own = ports.sni.is_some_and(|sni| (ports.first..=ports.last).contains(&sni));
         format!(", {} of {} node ports", ports.used, u32::from(ports.last - ports.first) + u32::from(!own))
     });
-    format!("{}  {proxies} proxies ready, {nodes} nodes ready{}, answers in {millis} ms", region.name, ports.unwrap_or_default())
+    let entries = if region.entry == Some(Entry::LoadBalancer.as_str()) { "addresses of its load balancer" } else { "nodes ready" };
+    format!("{}  {proxies} proxies ready, {nodes} {entries}{}, answers in {millis} ms", region.name, ports.unwrap_or_default())
 }
 
 fn details(region: &RegionView) -> Vec<String> {
     let state = |ready: bool| if ready { "" } else { " (not ready)" };
     let why = |node: &NodeView| node.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    let nodes = region.nodes.iter().map(|node| format!("node {} {}{}", node.name, node.ip, why(node)));
+    let what = if region.entry == Some(Entry::LoadBalancer.as_str()) { "load balancer" } else { "node" };
+    let nodes = region.nodes.iter().map(|node| format!("{what} {} {}{}", node.name, node.ip, why(node)));
     let proxies = region.proxies.iter().map(|proxy| format!("proxy {}{}", proxy.name, state(proxy.ready)));
-    let sni = region.node_ports.iter().filter_map(|ports| ports.sni).map(|port| format!("node port {port} by TLS name"));
+    let own = region.node_ports.iter().filter_map(|ports| ports.sni);
+    let sni = own.map(|node| described(port_name(region), if region.entry.is_some() { SNI_LISTEN } else { node }, Mode::Sni));
     nodes.chain(proxies).chain(sni).collect()
 }
 
 fn rows(region: &RegionView, wide: bool) -> Vec<Row> {
-    let clusters = region.clusters.iter().map(|one| cluster(one, region.reachable, wide));
+    let clusters = region.clusters.iter().map(|one| cluster(one, region, wide));
     clusters.chain(region.spare_routes.iter().map(spare)).collect()
 }
 
-fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
+fn cluster(cluster: &ClusterView, region: &RegionView, wide: bool) -> Row {
     let applied = match &cluster.route {
         Some(route) => applied(route),
-        None if readable => "no route".to_owned(),
+        None if region.reachable => "no route".to_owned(),
         None => "route unknown".to_owned(),
     };
     let answer = match cluster.millis {
@@ -94,7 +98,7 @@ fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
     let expires = cluster.expires.map(|at| format!("credentials until {at}")).unwrap_or_default();
     let mut row = vec![
         cluster.name.clone(),
-        described(cluster.node_port, cluster.mode),
+        described(port_name(region), cluster.node_port, cluster.mode),
         format!("to {}", cluster.upstream),
         applied,
         answer,
@@ -118,11 +122,16 @@ fn cluster(cluster: &ClusterView, readable: bool, wide: bool) -> Row {
     row
 }
 
-/// By what a cluster is reached.
-pub fn described(node_port: u16, mode: Mode) -> String {
+/// What the port is called that the hub connects to in a region.
+const fn port_name(region: &RegionView) -> &'static str {
+    if region.entry.is_some() { Entry::LoadBalancer.port_name() } else { Entry::NodePort.port_name() }
+}
+
+/// By what a cluster is reached, at a port that is called so.
+pub fn described(called: &str, port: u16, mode: Mode) -> String {
     match mode {
-        Mode::Port => format!("node port {node_port}"),
-        Mode::Sni => format!("node port {node_port} by TLS name"),
+        Mode::Port => format!("{called} {port}"),
+        Mode::Sni => format!("{called} {port} by TLS name"),
     }
 }
 

@@ -29,15 +29,17 @@ use crate::model::sources::SourceRange;
 /// How long one request of the proof may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A node's address and the node port of a route.
+/// An address by which a region is entered, and the port there of a route.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Door {
-    /// The node, for messages.
+    /// The node, or what else has the address, for messages.
     pub node: String,
     /// Its address.
     pub ip: IpAddr,
-    /// The route's node port.
+    /// The route's port there.
     pub port: u16,
+    /// How long it gets to be open.
+    pub patience: Duration,
     /// How long a proxy waits for the upstream to accept: an earlier end of the connection means that it refused.
     pub upstream_patience: Duration,
     /// From where the proxies let connections in, if not from everywhere.

@@ -20,8 +20,6 @@ use crate::model::sources::listed;
 
 /// How long one node may take to accept.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the nodes get to hear of a new port of the Service: kube-proxy writes its rules about a second later.
-const PORT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the handshake may take; the gateway's own client gives up then, too.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -55,11 +53,11 @@ async fn dial(door: &Door) -> Result<TcpStream> {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", DIAL_TIMEOUT.as_secs()),
         };
-        if start.elapsed() > PORT_PATIENCE {
+        if start.elapsed() > door.patience {
             return Err(Failure::new(
                 Kind::NodeUnreachable,
-                format!("node {} of the region can't be reached from the hub at {address}: {why}", door.node),
-                "open the region's node ports for the hub (firewall, security group), or choose other nodes or another address type at its xregion-proxy",
+                format!("{} of the region can't be reached from the hub at {address}: {why}", door.node),
+                "open the region's ports for the hub (firewall, security group), or choose other nodes, another address type or another entry at its xregion-proxy",
             ));
         }
         sleep(Duration::from_millis(100)).await;
@@ -198,6 +196,7 @@ mod tests {
             node: "n".into(),
             ip: address.ip(),
             port: address.port(),
+            patience: Duration::from_secs(10),
             upstream_patience: Duration::from_millis(500),
             sources: None,
         }

@@ -19,7 +19,7 @@ use crate::hub::{Hub, root_cause};
 use crate::model::names::{ClusterName, KIND, NAMESPACE};
 use crate::model::nodes::{EntryNode, entry_nodes, with_proxies_of};
 use crate::model::pods::is_ready;
-use crate::model::region::{CONFIG_MAP, KEY, KIND_PROXY, Region as Settings, TrafficPolicy};
+use crate::model::region::{CONFIG_MAP, Entry, KEY, KIND_PROXY, Region as Settings, TrafficPolicy};
 use crate::model::report::{APPLIED, Report};
 use crate::model::traffic::{TRAFFIC, Traffic};
 
@@ -73,14 +73,17 @@ impl Region {
         Ok(Self { name: name.clone(), settings, client, dry_run: false })
     }
 
-    /// The nodes the hub enters by, ready or not.
+    /// The nodes the hub enters by, ready or not; or the addresses of the load balancer, if there is one yet.
     pub async fn nodes(&self) -> Result<Vec<EntryNode>> {
+        if self.settings.entry == Entry::LoadBalancer {
+            return self.load_balancer().await;
+        }
         let nodes: Api<Node> = Api::all(self.client.clone());
         let list = call(&self.name, "list the nodes", nodes.list(&ListParams::default())).await?;
         let nodes = entry_nodes(&list.items, &self.settings.nodes);
-        Ok(match self.settings.external_traffic_policy {
-            TrafficPolicy::Local => with_proxies_of(nodes, &self.proxy_pods().await?),
-            TrafficPolicy::Cluster => nodes,
+        Ok(match (self.settings.entry, self.settings.external_traffic_policy) {
+            (Entry::NodePort, TrafficPolicy::Cluster) => nodes,
+            _ => with_proxies_of(nodes, &self.proxy_pods().await?),
         })
     }
 
@@ -135,7 +138,7 @@ impl Region {
 /// them. What leads there goes with the hub's last route. Returns whether there were any ports.
 pub async fn release_ports(hub: &Hub, region: &Region, name: &str) -> Result<bool> {
     if let Some(ports) = region.ports(name).await? {
-        hub.close(&region.name, ports.node).await?;
+        hub.close(&region.name, ports.entered_by(region.settings.entry)).await?;
     }
     let had = region.release_ports(name).await?;
     if region.routes(&hub.id).await?.is_empty() {

@@ -2,6 +2,7 @@
 //! name which somebody made for an nginx of their own is left alone, and another one stands beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -10,17 +11,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
+use tokio::net::lookup_host;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::{Lock, holder_name};
 use crate::model::drift::last_writer;
 use crate::model::names::{KIND, MANAGER, NAMESPACE};
+use crate::model::nodes::{EntryNode, of_load_balancer};
 use crate::model::ports::{self, Ports};
 use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE, SNI_PORT};
-use crate::model::service::{holds, merged, wanted};
+use crate::model::service::{holds, load_balancer, merged, wanted};
 
 /// How often others may change the Service between our reading and writing it.
 const ATTEMPTS: usize = 50;
@@ -31,6 +34,8 @@ const LOCK: &str = "xregion-service";
 /// How long one waits for it. After that the Service is written all the same: its `resourceVersion` keeps it whole.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How long the hub's DNS may take.
+const DNS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The same among the clusters of this process, which are one holder of the Lease.
 static WRITING: Mutex<()> = Mutex::const_new(());
@@ -69,6 +74,29 @@ impl Region {
             .map(serde_json::to_value)
             .transpose()
             .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))
+    }
+
+    /// The addresses of the Service's load balancer. Host names lead where DNS says here, on the hub, as they will for its gateway.
+    pub(super) async fn load_balancer(&self) -> Result<Vec<EntryNode>> {
+        let Some(service) = self.service().await?.1 else { return Ok(vec![]) };
+        let (addresses, names) = load_balancer(&service);
+        let mut found: Vec<(String, IpAddr)> = addresses.into_iter().map(|ip| (ip.to_string(), ip)).collect();
+        for name in names {
+            match timeout(DNS_PATIENCE, lookup_host((name.as_str(), 0))).await {
+                Ok(Ok(addresses)) => found.extend(addresses.map(|address| (name.clone(), address.ip()))),
+                Ok(Err(error)) => return Err(self.unresolved(&name, &error.to_string())),
+                Err(_) => return Err(self.unresolved(&name, "no answer")),
+            }
+        }
+        Ok(of_load_balancer(found))
+    }
+
+    fn unresolved(&self, name: &str, why: &str) -> Failure {
+        Failure::new(
+            Kind::Unresolvable,
+            format!("region {}: host {name} of its load balancer has no address on the hub: {why}", self.name),
+            "check the DNS of the hub's pods; a new load balancer's name may take minutes to be known",
+        )
     }
 
     /// The ports that a cluster has on the Service.
@@ -187,10 +215,11 @@ impl Region {
     /// Sees to the region's own port for a route by name, which nobody is reached by yet if it is `new`. Unchanged means no write; gives
     /// the ports, and whether they were written.
     pub async fn take_own_ports(&self, new: Option<&str>) -> Result<(Ports, bool)> {
-        let now = entries(self.service().await?.1.as_ref());
+        let service = self.service().await?.1;
+        let now = entries(service.as_ref());
         let stays = self.own_stays(&now, new).await?;
         let chosen = ports::choose_sni(&now, self.settings.node_ports, &BTreeSet::new(), stays)?;
-        if ports::find(&now, SNI_PORT) == Some(chosen) {
+        if ports::find(&now, SNI_PORT) == Some(chosen) && self.is_as_set(service.as_ref()) {
             return Ok((chosen, false));
         }
         self.alone(self.write_own_ports(new)).await.map(|written| (written, true))
@@ -203,7 +232,7 @@ impl Region {
             let now = entries(service.as_ref());
             let stays = self.own_stays(&now, new).await?;
             let chosen = ports::choose_sni(&now, self.settings.node_ports, &elsewhere, stays)?;
-            if ports::find(&now, SNI_PORT) == Some(chosen) {
+            if ports::find(&now, SNI_PORT) == Some(chosen) && self.is_as_set(service.as_ref()) {
                 return Ok(chosen);
             }
             match self.write_entries(called, service.as_ref(), &ports::with(&now, SNI_PORT, chosen)).await? {
@@ -294,7 +323,7 @@ impl Region {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": called, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
-            "spec": {"type": "NodePort", "selector": {KIND: KIND_PROXY}, "ports": ports},
+            "spec": {"selector": {KIND: KIND_PROXY}, "ports": ports},
         });
         let service: DynamicObject = serde_json::from_value(merged(service, &wanted(&self.settings)))
             .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;

@@ -67,7 +67,7 @@ func TestTheProxyWithoutParameters(t *testing.T) {
 	if rolling := deployment.Spec.Strategy.RollingUpdate; rolling.MaxUnavailable.IntValue() != 0 || rolling.MaxSurge.IntValue() != 1 {
 		t.Errorf("%+v", rolling)
 	}
-	want := `{"nodes":{"selector":{},"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{"allow":[]},` +
+	want := `{"entry":"nodePort","loadBalancer":{},"nodes":{"selector":{},"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{"allow":[]},` +
 		`"externalTrafficPolicy":"Local","sourceRanges":[],"timeouts":{"connectSeconds":3,"idleSeconds":14400,"drainSeconds":3600},"maxConnections":0}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
@@ -137,7 +137,8 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		"timeouts":              map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
 		"externalTrafficPolicy": "Cluster",
 		"sourceRanges":          []string{"10.80.0.0/24", "192.0.2.1", "2001:db8::/32"},
-		"maxConnections":        100,
+		"maxConnections":        100, "entry": "loadBalancer", "healthPort": 7090,
+		"loadBalancer": map[string]any{"class": "c", "annotations": map[string]any{"internal": "true"}, "sourceRanges": []string{"10.80.0.0/24"}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -149,11 +150,33 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		pod.Tolerations[0].Operator != "Exists" || proxy.Resources.Limits.Memory().String() != "2Gi" || proxy.Resources.Requests.Memory().String() != "128Mi" {
 		t.Errorf("%+v", pod)
 	}
-	want := `{"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999,"sni":30443},` +
+	want := `{"entry":"loadBalancer","loadBalancer":{"class":"c","annotations":{"internal":"true"},"sourceRanges":["10.80.0.0/24"]},"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999,"sni":30443},` +
 		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"externalTrafficPolicy":"Cluster","sourceRanges":["10.80.0.0/24","192.0.2.1","2001:db8::/32"],"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
 		`"maxConnections":100}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
+	}
+}
+
+func TestProxiesOnTheHostNetworkHaveANodeEach(t *testing.T) {
+	deployment, _, err := renderProxy(t, map[string]any{"entry": "hostNetwork", "healthPort": 7099})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, rolling := deployment.Spec.Template.Spec, deployment.Spec.Strategy.RollingUpdate
+	if !pod.HostNetwork || pod.DNSPolicy != corev1.DNSClusterFirstWithHostNet || rolling.MaxSurge.IntValue() != 0 || rolling.MaxUnavailable.IntValue() != 1 {
+		t.Errorf("%+v %+v", pod, rolling)
+	}
+	apart := pod.Affinity.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	if len(apart) != 1 || apart[0].TopologyKey != "kubernetes.io/hostname" || !reflect.DeepEqual(apart[0].LabelSelector.MatchLabels, deployment.Spec.Selector.MatchLabels) {
+		t.Errorf("%+v", apart)
+	}
+	proxy := pod.Containers[0]
+	if !reflect.DeepEqual(proxy.Command, []string{"/xregion/xregion", "agent", "--health-port=7099"}) || proxy.Ports[0].ContainerPort != 7099 {
+		t.Errorf("%+v", proxy)
+	}
+	if !*pod.SecurityContext.RunAsNonRoot {
+		t.Error("it needs no more rights there")
 	}
 }
 
@@ -249,6 +272,11 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"sourceRanges": []string{"hub.example"}},
 		{"sourceRanges": "10.80.0.0/24"},
 		{"networkPolicy": true},
+		{"entry": "ingress"},
+		{"healthPort": 8000},
+		{"healthPort": 7443},
+		{"loadBalancer": map[string]any{"sourceRanges": []string{"10.80.0.1"}}},
+		{"loadBalancer": map[string]any{"klass": "c"}},
 		{"networkPolicy": map[string]any{"apiServer": []string{"10.80.1.21"}}},
 	} {
 		if _, _, err := renderProxy(t, parameters); err == nil {

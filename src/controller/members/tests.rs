@@ -102,7 +102,7 @@ async fn a_member_that_is_joined_and_unchanged_costs_nothing() {
     let digest = digest(PARAMETERS_OF_A, Some(b"kubeconfig"));
     let joined = json!({
         "finalizers": [FINALIZER], "annotations": {HOLDS: "a", APPLIED: digest},
-        "data": {STATE: "joined", MESSAGE: "joined through east, node port 30000", SEEN: PARAMETERS_OF_A},
+        "data": {STATE: "joined", MESSAGE: "joined through east, port 30000", SEEN: PARAMETERS_OF_A},
     });
     let secret = json!({"metadata": {"name": "a"}});
     assert_eq!(rounds(2, vec![member("a", PARAMETERS_OF_A, joined)], vec![secret]).await, []);

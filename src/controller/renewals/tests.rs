@@ -292,7 +292,7 @@ impl Scene {
         let (still, credentials) = (Still::default(), std::sync::Mutex::default());
         let controller = Controller { hub: &self.hub, holder: "me", health, metrics: Metrics::new(), still, credentials };
         let (secrets, records) = controller.records().await.unwrap();
-        let node = EntryNode { name: "n".into(), ip: [127, 0, 0, 1].into(), ready: true, lacks_proxy: false };
+        let node = EntryNode { name: "n".into(), ip: [127, 0, 0, 1].into(), ready: true, lacks_proxy: false, balances: false };
         let region = SeenRegion { name: name("east"), inside: Ok(Inside { nodes: vec![node], ..inside(1, vec![]) }) };
         let gateway = Err(Failure::new(Kind::GatewayMissing, "none", "none"));
         let seen = Seen { secrets, records, regions: vec![region], gateway };

@@ -211,6 +211,92 @@ fn the_way_of_a_cluster_that_is_told_apart_by_name_comes_back_too() {
     assert_eq!((world.words().0, world.east().routes.len()), (vec![], 2));
 }
 
+/// The world, with its region entered by the ports that its proxies listen on.
+fn on_host_network() -> World {
+    let mut world = world();
+    world.east().settings.entry = Entry::HostNetwork;
+    for member in &mut world.records.members {
+        member.membership.node_port -= 22000;
+        member.endpoint = Some(member.membership.endpoint());
+    }
+    world
+}
+
+#[test]
+fn where_the_hub_connects_to_what_proxies_listen_on_that_port_comes_back() {
+    let before = on_host_network();
+    let broken: [(Break, &[&str]); 5] = [
+        (|_| {}, &[]),
+        (|w| first(w).listen = 8005, &["the route of business-a in region proxy-east"]),
+        (|w| drop(w.east().routes.remove(0)), &["the route of business-a in region proxy-east"]),
+        (|w| port(w).listen = 8005, &["the port of business-a in region proxy-east"]),
+        (|w| w.east().ports.retain(|_, ports| ports.node != 30000), &["the port of business-a in region proxy-east"]),
+    ];
+    for (number, (broken, want)) in broken.into_iter().enumerate() {
+        let mut world = on_host_network();
+        broken(&mut world);
+        assert_eq!(world.words(), (want.iter().map(ToString::to_string).collect(), vec![]), "{number}");
+        let (repairs, _) = world.decide();
+        world.mend(repairs);
+        assert_eq!(world.words(), (vec![], vec![]), "{number}");
+        assert_eq!(world.east().ports, before.seen.regions[0].inside.as_ref().unwrap().ports, "{number}");
+    }
+    let mut world = on_host_network();
+    world.east().ports.clear();
+    world.east().routes[0] = route("stranger", Slot::First, "stranger.example", 8000);
+    assert_eq!(world.words().0, ["the port of b in region proxy-east"], "a port that another one has is left to it");
+}
+
+#[test]
+fn so_does_the_region_s_own_port_which_clusters_share_that_are_told_apart_by_name() {
+    let named = || {
+        let mut world = by_name();
+        world.east().settings.entry = Entry::HostNetwork;
+        for member in &mut world.records.members {
+            let port = &mut member.membership.node_port;
+            *port = if member.membership.mode == Mode::Sni { SNI_LISTEN } else { *port - 22000 };
+            member.endpoint = Some(member.membership.endpoint());
+        }
+        world
+    };
+    let port = "the port of business-a in region proxy-east";
+    let broken: [(Break, &[&str], u16); 4] = [
+        (|_| {}, &[], 30085),
+        (|w| w.east().ports.retain(|name, _| name != SNI_PORT), &[port], 30085),
+        (|w| w.east().ports.get_mut(SNI_PORT).unwrap().listen = 8443, &[port], 30085),
+        // By which node port it can be reached besides is nothing that the hub relies on.
+        (|w| w.east().ports.get_mut(SNI_PORT).unwrap().node = 30012, &[], 30012),
+    ];
+    for (number, (broken, want, node)) in broken.into_iter().enumerate() {
+        let mut world = named();
+        broken(&mut world);
+        assert_eq!(world.words(), (want.iter().map(ToString::to_string).collect(), vec![]), "{number}");
+        let (repairs, _) = world.decide();
+        world.mend(repairs);
+        assert_eq!(world.words(), (vec![], vec![]), "{number}");
+        assert_eq!(world.east().own_ports(), Some(Ports { listen: SNI_LISTEN, node }), "{number}");
+    }
+    let mut world = named();
+    world.east().settings.entry = Entry::NodePort;
+    let (repairs, troubles) = world.words();
+    assert_eq!(repairs, Vec::<String>::new());
+    assert!(troubles.iter().any(|trouble| trouble.starts_with("cluster business-a: it was joined at port 7443")), "{troubles:?}");
+}
+
+#[test]
+fn a_region_that_is_entered_otherwise_than_its_clusters_were_joined_keeps_its_aliases() {
+    let mut world = world();
+    world.east().settings.entry = Entry::LoadBalancer;
+    world.east().nodes[0].ip = [192, 0, 2, 1].into();
+    let (repairs, troubles) = world.words();
+    assert_eq!(repairs, Vec::<String>::new());
+    assert_eq!(troubles.len(), 2, "{troubles:?}");
+    assert!(
+        troubles[1].starts_with("cluster business-a: it was joined at port 30000, and its region is entered otherwise now"),
+        "{troubles:?}"
+    );
+}
+
 #[test]
 fn a_route_is_proven_as_before_or_at_its_first_join() {
     let proven = |broken: Break| {

@@ -49,8 +49,13 @@ pub fn route(cluster: &str, slot: Slot, host: &str, listen: u16) -> Route {
 
 /// A region with two nodes, two proxies, and these routes served by both at node ports from 30000.
 pub fn inside(network: u8, routes: Vec<Route>) -> Inside {
-    let node =
-        |n: u8| EntryNode { name: format!("node-{network}{n}"), ip: [10, 0, network, n].into(), ready: true, lacks_proxy: false };
+    let node = |n: u8| EntryNode {
+        name: format!("node-{network}{n}"),
+        ip: [10, 0, network, n].into(),
+        ready: true,
+        lacks_proxy: false,
+        balances: false,
+    };
     let applied = |route: &Route| (route.name(), Applied { digest: route.mark(), problem: None });
     let report = Report(routes.iter().map(applied).collect());
     let proxies = ["proxy-1", "proxy-2"].map(str::to_owned);

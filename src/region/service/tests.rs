@@ -62,7 +62,7 @@ async fn serve(mut handle: Handle, answers: Vec<(Method, u16, Value)>, leases: V
 }
 
 fn service(version: &str, ports: &[Value]) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}, "externalTrafficPolicy": "Cluster"}})
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "resourceVersion": version, "uid": "u"}, "spec": {"ports": ports, "selector": {"xregion.oam.dev/kind": "proxy"}, "type": "NodePort", "externalTrafficPolicy": "Cluster"}})
 }
 
 /// The region's own port, which is where the last of the range is.
@@ -330,10 +330,9 @@ async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_ar
     let mine = ports::entry("a", Ports { listen: 8001, node: 30001 });
     let own = ports::entry(SNI_PORT, Ports { listen: SNI_LISTEN, node: 30003 });
     let there = || (Method::GET, 200, service("1", &[foreign(), mine.clone(), own.clone()]));
-    let want = json!({
-        "metadata": {"resourceVersion": "1"},
-        "spec": {"ports": [foreign(), mine, own], "externalTrafficPolicy": "Local"},
-    });
+    let want = json!({"metadata": {"resourceVersion": "1"}, "spec": {
+        "ports": [foreign(), mine, own], "type": "NodePort", "externalTrafficPolicy": "Local", "loadBalancerClass": null, "loadBalancerSourceRanges": null,
+    }});
 
     let (ports, sent) = scenario(
         async |region| local(region).take_ports("a", None).await,

@@ -26,3 +26,4 @@ mod rights;
 mod secrets;
 mod sni;
 mod sources;
+mod ways;

@@ -81,7 +81,7 @@ fn a_cluster_is_joined_as_declared_follows_and_leaves_when_nothing_uses_it() {
     let service = &status["services"][0];
     let message = service["message"].as_str().unwrap();
     let port = annotation(&spec.name, "node-port");
-    assert!(message.starts_with(&format!("joined through proxy-east, node port {port}")) && service["healthy"] == true, "{status}");
+    assert!(message.starts_with(&format!("joined through proxy-east, port {port}")) && service["healthy"] == true, "{status}");
     let shown = lab.vela(&["status", &spec.name, "-n", "default"]).unwrap();
     assert!(shown.contains("joined through proxy-east"), "{shown}");
     is_there(&spec.name);

@@ -1,0 +1,123 @@
+//! Other ways into a region than node ports: proxies on their nodes' network, and a load balancer, whose cloud the test plays. In region west,
+//! whose one node has room for one proxy of the first kind.
+
+use serde_json::{Value, json};
+use xregion_lab::site::{self, NAMESPACE};
+use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
+
+use super::fixture::{Duration, annotation, eventually, fresh, is_there, joined, lab, start, through_gateway};
+use super::laptop::{kubeconfig_file, run};
+use super::leaves::is_gone;
+
+const REGION: &str = "proxy-west";
+const SERVICE: &str = "cross-region-nginx-proxy-svc";
+
+fn west(host: u8) -> BusinessSpec {
+    BusinessSpec { region: Region::West, ..fresh(host) }
+}
+
+/// Region west with these properties, beside those that it needs.
+fn region(more: Value) {
+    let mut application = site::region(REGION);
+    for (key, value) in more.as_object().unwrap() {
+        application["spec"]["components"][0]["properties"][key] = value.clone();
+    }
+    lab().vela_up(&application).unwrap();
+    lab().await_running(&format!("region-{REGION}")).unwrap();
+}
+
+fn service(lab: &Lab) -> anyhow::Result<Value> {
+    Ok(serde_json::from_str(&lab.kubectl(REGION, &["get", "service", SERVICE, "-n", NAMESPACE, "-o", "json"])?)?)
+}
+
+fn leave(spec: &BusinessSpec) {
+    let left = run(&["leave", &spec.name]);
+    assert!(left.status.success(), "{left:?}");
+    is_gone(&spec.name);
+    lab().stop_cluster(&spec.name).unwrap();
+}
+
+fn join(spec: &BusinessSpec, mode: &str) -> xregion_lab::Output {
+    let file = kubeconfig_file(&spec.name);
+    run(&["join", &spec.name, "--region", REGION, "--mode", mode, "--kubeconfig", file.path().to_str().unwrap()])
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn a_region_is_entered_by_its_proxies_on_the_host_network() {
+    let lab = joined();
+    let spec = west(190);
+    start(&spec);
+    region(json!({"entry": "hostNetwork", "replicas": 1, "healthPort": 7090}));
+    let output = join(&spec, "port");
+    assert!(output.status.success(), "{output:?}");
+    is_there(&spec.name);
+    let node = lab.cluster(REGION).unwrap().nodes[0].internal_ip;
+    let status = run(&["status", REGION]);
+    assert!(status.stdout.contains(&format!("{}  port ", spec.name)), "{}", status.stdout);
+    let port: u16 = annotation(&spec.name, "node-port").parse().unwrap();
+    assert!((8000..8100).contains(&port), "{port}");
+    let second = Duration::from_secs(1);
+    lab.dial("hub", (node, port).into(), second).unwrap();
+    lab.dial("hub", (node, 7090).into(), second).unwrap();
+
+    let output = join(&spec, "sni");
+    assert!(output.status.success(), "{output:?}");
+    is_there(&spec.name);
+    through_gateway(lab, &spec.name, "/version").unwrap();
+    assert_eq!(annotation(&spec.name, "node-port"), "7443", "the proxies' own port is the one that clusters share");
+
+    // Joined at one of its ports, and to be entered by another: nothing goes wrong before it is joined again.
+    let before = annotation(&spec.name, "alias");
+    region(json!({}));
+    let status = run(&["status", REGION]);
+    assert!(status.stdout.contains("and the hub connects to 7443"), "{}", status.stdout);
+    let output = join(&spec, "port");
+    assert!(output.status.success(), "{output:?}");
+    is_there(&spec.name);
+    assert_eq!(annotation(&spec.name, "alias"), before);
+    assert!(annotation(&spec.name, "node-port").starts_with("300"), "{}", annotation(&spec.name, "node-port"));
+    leave(&spec);
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn b_region_is_entered_by_its_load_balancer() {
+    let lab = joined();
+    let spec = west(191);
+    start(&spec);
+    // kube-proxy leads what comes to a load balancer's address to the Service; the node has to be where that address is.
+    let address = Bridge::Peer.address(191);
+    let node = lab.cluster(REGION).unwrap().nodes[0].place.name.clone();
+    lab.add_address(&node, Bridge::Peer, address).unwrap();
+    region(json!({"entry": "loadBalancer", "loadBalancer": {"annotations": {"example.com/internal": "true"}}}));
+    let checked = std::panic::catch_unwind(|| {
+        std::thread::scope(|scope| {
+            let joining = scope.spawn(|| join(&spec, "port"));
+            let made = eventually("the Service of a load balancer", || {
+                let service = service(lab)?;
+                anyhow::ensure!(service["spec"]["type"] == "LoadBalancer", "{service}");
+                Ok(service)
+            });
+            assert_eq!(made["metadata"]["annotations"]["example.com/internal"], "true");
+            let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}}).to_string();
+            let patch = ["patch", "service", SERVICE, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", &status];
+            lab.kubectl(REGION, &patch).unwrap();
+            let output = joining.join().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            assert!(output.stderr.contains("waiting for the load balancer of region proxy-west"), "{output:?}");
+        });
+        is_there(&spec.name);
+        through_gateway(lab, &spec.name, "/version").unwrap();
+        let port: u16 = annotation(&spec.name, "node-port").parse().unwrap();
+        assert!((8000..8100).contains(&port), "{port}");
+        lab.dial("hub", (address, port).into(), Duration::from_secs(1)).unwrap();
+        let status = run(&["status", REGION, "-o", "wide"]);
+        assert!(status.stdout.contains(&format!("load balancer {address} {address}")), "{}", status.stdout);
+        assert!(status.stdout.contains("nothing is out of step"), "{}", status.stdout);
+        leave(&spec);
+    });
+    region(json!({}));
+    lab.remove_address(&node, Bridge::Peer, address).unwrap();
+    checked.unwrap();
+}
