@@ -15,10 +15,9 @@ use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, OPT_IN, call};
 use crate::join::{Member, Order, Source};
 use crate::leave;
-use crate::model::names::{ClusterName, NAMESPACE, short_hash};
+use crate::model::names::{ClusterName, JOB, NAMESPACE, short_hash};
 
-/// ConfigMap of the addon with the Job's manifest, complete but for name, arguments and deadline.
-const TEMPLATE: &str = "xregion-job";
+/// The key of the Job's manifest, which is complete but for name, arguments and deadline.
 const TEMPLATE_KEY: &str = "job.json";
 /// Key of the kubeconfig in the Secret that goes with the Job.
 const SECRET_KEY: &str = "kubeconfig";
@@ -218,7 +217,7 @@ impl Remote {
 }
 
 async fn template(maps: &Api<ConfigMap>) -> Result<Value> {
-    let found = call(&format!("read ConfigMap {NAMESPACE}/{TEMPLATE}"), maps.get_opt(TEMPLATE)).await?;
+    let found = call(&format!("read ConfigMap {NAMESPACE}/{JOB}"), maps.get_opt(JOB)).await?;
     let text = found
         .and_then(|map| map.data)
         .and_then(|mut data| data.remove(TEMPLATE_KEY))
@@ -229,7 +228,7 @@ async fn template(maps: &Api<ConfigMap>) -> Result<Value> {
 fn no_template(why: &str) -> Failure {
     Failure::new(
         Kind::AddonMissing,
-        format!("ConfigMap {NAMESPACE}/{TEMPLATE} on the hub can't be used: {why}"),
+        format!("ConfigMap {NAMESPACE}/{JOB} on the hub can't be used: {why}"),
         "enable the addon there: vela addon enable xregion",
     )
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::try_join;
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
@@ -17,9 +17,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
-use crate::model::entries::{Entries, HUB_NAMESPACE, KIND_ENTRY, LEAD_TO, Needs, Write, by_region};
-use crate::model::names::{ClusterName, KIND, MANAGER};
+use crate::model::entries::{Entries, HUB_NAMESPACE, KIND_ENTRY, Needs, Write, by_region};
+use crate::model::names::{ClusterName, JOB, KIND, MANAGER, NAMESPACE};
 
+/// The key of the addon's ConfigMap that says what host aliases lead to: `services` or `nodes`.
+const HOST_ALIASES: &str = "hostAliases";
 /// How often others may change a region's Services between our reading and writing them.
 const ATTEMPTS: usize = 50;
 /// How long the hub's nodes may take to lead a Service's new ports anywhere; kube-proxy takes a second or two.
@@ -28,11 +30,11 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 const DIAL: Duration = Duration::from_secs(1);
 
 impl Hub {
-    /// Whether host aliases should lead to Services here, or else to the nodes of regions themselves: the addon says so.
+    /// Whether host aliases should lead to Services here, or else to the nodes of regions themselves: the addon says so. One of an earlier
+    /// version doesn't, nor one that is disabled.
     pub async fn leads_to_services(&self) -> Result<bool> {
-        let namespaces: Api<Namespace> = Api::all(self.client());
-        let found = call(&format!("read namespace {HUB_NAMESPACE} of the hub"), namespaces.get_opt(HUB_NAMESPACE)).await?;
-        Ok(found.is_some_and(|namespace| namespace.annotations().get(LEAD_TO).is_some_and(|to| to == "services")))
+        let found = call(&format!("read ConfigMap {NAMESPACE}/{JOB}"), self.maps().get_opt(JOB)).await?;
+        Ok(found.and_then(|map| map.data?.remove(HOST_ALIASES)).is_some_and(|to| to == "services"))
     }
 
     /// The Services of every region.

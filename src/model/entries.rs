@@ -19,8 +19,6 @@ use super::names::{ClusterName, KIND, MANAGER, short_hash};
 /// The namespace of these Services. They have it to themselves: Kubernetes tells every container of a namespace all ports of all its
 /// Services in environment variables, and with a thousand ports no container could start there.
 pub const HUB_NAMESPACE: &str = "xregion-system";
-/// Annotation of that namespace: what host aliases lead to, `services` or `nodes`.
-pub const LEAD_TO: &str = "xregion.oam.dev/host-aliases-lead-to";
 /// Label value (of [`KIND`]) of these Services and their EndpointSlices.
 pub const KIND_ENTRY: &str = "region-entry";
 /// Label: the region.

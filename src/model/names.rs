@@ -15,6 +15,8 @@ pub const NAMESPACE: &str = "vela-system";
 pub const MANAGER: &str = "xregion";
 /// The name of the controller's Deployment, of its Lease and of its ConfigMap, on the hub.
 pub const CONTROLLER: &str = "xregion-controller";
+/// ConfigMap of the addon with the Job's manifest, and with what joins have to know of the addon's parameters.
+pub const JOB: &str = "xregion-job";
 /// Label that says what an object is to xregion: `route`, `region`, `proxy`, `progress`, `job`, `member`.
 pub const KIND: &str = "xregion.oam.dev/kind";
 /// Label with the short hash of the hub an object belongs to.

@@ -48,7 +48,7 @@ func TestWhatHostAliasesLeadToOutlivesTheAddon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := at(t, objects["Namespace/xregion-system"].Object, "metadata", "annotations", "xregion.oam.dev/host-aliases-lead-to")
+		got := at(t, objects["ConfigMap/xregion-job"].Object, "data", "hostAliases")
 		if got != want {
 			t.Errorf("%v", got)
 		}
