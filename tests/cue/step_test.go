@@ -211,7 +211,7 @@ func TestEveryParameterReachesTheJob(t *testing.T) {
 	want := []string{
 		"join", "--here", "--region=-r", "--secret=s", "--secret-key=k", "--context=c", "--timeout=90s",
 		"--label=region=east", "--label=example.com/tier=1", "--node-port=30007", "--gateway=g", "--allow-second-name",
-		"--source-range=10.0.0.0/8", "--source-range=192.0.2.1", "--", "-x",
+		"--source-range=10.0.0.0/8", "--source-range=192.0.2.1", "--mode=sni", "--", "-x",
 	}
 	args := j.Spec.Template.Spec.Containers[0].Args
 	if len(args) != len(want) {
