@@ -92,7 +92,7 @@ lint: stage $(VELA) $(CARGO_DENY) ## formatting, clippy, dependencies, definitio
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir $(CARGO_TARGET_DIR)
 	$(CARGO_DENY) --locked --workspace check bans licenses sources
 	$(OFFLINE) $(VELA) def vet dist/xregion/definitions/
-	cd tests/cue && test -z "$$(gofmt -l . | tee /dev/stderr)" && $(GO_ENV) go vet ./...
+	cd tests/cue && test -z "$$(gofmt -l . | tee -a /dev/stderr)" && $(GO_ENV) go vet ./...
 
 lab-up: ## start the lab (as root)
 	cargo run --locked -p xregion-lab --bin lab -- up

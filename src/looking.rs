@@ -71,7 +71,7 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
         joined,
         // Whoever may not read it misses only what it says.
         controller: controller.unwrap_or_default(),
-        services: services.unwrap_or_default(),
+        services,
     })
 }
 

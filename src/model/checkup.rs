@@ -16,7 +16,7 @@ use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
 use super::region::{Entry, KIND_PROXY, SERVICE, SNI_PORT};
 use super::report::{Uptake, uptake};
 use super::route::Mode;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Result};
 
 /// One link of a way.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -262,7 +262,7 @@ pub fn cluster(observed: &Observed, cluster: &SeenCluster) -> Vec<Check> {
         None => std::array::from_fn(|_| Outcome::Skipped(unreadable(region))),
     };
     let alias = match &observed.gateway {
-        Ok(gateway) => alias(cluster, &gateway.aliases, observed.services.as_ref(), observed.inside(region)),
+        Ok(gateway) => alias(cluster, &gateway.aliases, &observed.services, observed.inside(region)),
         Err(_) => Outcome::Skipped("there is no gateway to look at".into()),
     };
     vec![
@@ -342,15 +342,17 @@ fn port(cluster: &SeenCluster, inside: &Inside, ports: Option<super::ports::Port
 fn alias(
     cluster: &SeenCluster,
     aliases: &HostAliases,
-    services: Option<&BTreeMap<ClusterName, Entries>>,
+    services: &Result<Option<BTreeMap<ClusterName, Entries>>>,
     inside: Option<&Inside>,
 ) -> Outcome {
     let membership = &cluster.membership;
     let alias = &membership.alias;
     let wanted = Wanted { host: alias.clone(), cluster: cluster.name.clone(), region: membership.region.clone() };
     let now = aliases.leads_to(alias);
-    let nodes = inside.map(|inside| aliased_addresses(&inside.nodes, &now));
-    let entries = services.map(|services| services.get(&membership.region).cloned().unwrap_or_default());
+    // Where it can't be seen what names should lead to, what they lead to is taken for right.
+    let services = services.as_ref().ok();
+    let nodes = services.and(inside).map(|inside| aliased_addresses(&inside.nodes, &now));
+    let entries = services.and_then(Option::as_ref).map(|services| services.get(&membership.region).cloned().unwrap_or_default());
     let cause = match (nodes, entries) {
         _ if now.is_empty() => format!("the gateway has no host alias {alias}"),
         _ if !aliases.has(&wanted) => format!("host alias {alias} is not recorded for it on the gateway"),

@@ -27,8 +27,8 @@ pub struct Observed {
     pub addon: Result<()>,
     /// Its cluster-gateway.
     pub gateway: Result<SeenGateway>,
-    /// The Services on the hub that lead to regions, where host aliases lead to those.
-    pub services: Option<BTreeMap<ClusterName, Entries>>,
+    /// The Services on the hub that lead to regions, where host aliases lead to those. Whoever looks may not be let see them.
+    pub services: Result<Option<BTreeMap<ClusterName, Entries>>>,
     /// The regions that were asked, by name.
     pub regions: Vec<SeenRegion>,
     /// The clusters joined through those regions, by name.

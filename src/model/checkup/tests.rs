@@ -1,3 +1,5 @@
+use super::super::entries::Needs;
+use super::super::entries::tests::provided;
 use super::super::names::Slot;
 use super::super::observed::SeenController;
 use super::super::observed::sample::{inside, name, route, silence, well};
@@ -35,6 +37,16 @@ fn credentials_that_the_controller_renews_are_well_until_it_is_late() {
         let credentials = checks.into_iter().find(|check| check.link == "credentials").unwrap();
         assert_eq!(credentials.outcome, Outcome::Ok(told.into()));
     }
+}
+
+#[test]
+fn what_names_should_lead_to_is_not_judged_by_who_can_t_see_it() {
+    let mut observed = well();
+    observed.services = Err(silence(Kind::HubForbidden));
+    east(&mut observed).nodes.truncate(1);
+    let checks = cluster(&observed, &observed.clusters[0]);
+    let alias = checks.into_iter().find(|check| check.link == "host alias").unwrap();
+    assert!(matches!(alias.outcome, Outcome::Ok(_)), "{:?}", alias.outcome);
 }
 
 /// What may break, in path order: the subject and link that `doctor` names, what it says of it, and how it is mended.
@@ -145,6 +157,24 @@ const BREAKS: &[(Break, &str, &str, &str, &str)] = &[
         "cluster b",
         "host alias",
         "b.example leads to 10.0.1.1, 10.0.1.2, and the region's nodes are 10.0.1.1",
+        "xregion join b",
+    ),
+    (
+        |o| o.services = Ok(Some(BTreeMap::new())),
+        "cluster b",
+        "host alias",
+        "the region's Services on the hub do not lead port 30001 to any node",
+        "xregion join b",
+    ),
+    (
+        |o| {
+            let (ports, nodes) = ([30000, 30001].into(), [[10, 0, 1, 1].into()].into());
+            let entries = provided(&name("proxy-east"), &Needs { ports, nodes, shards: 1 });
+            o.services = Ok(Some([(name("proxy-east"), entries)].into()));
+        },
+        "cluster b",
+        "host alias",
+        "b.example leads to 10.0.1.1, 10.0.1.2, and the region's Services are 10.96.0.1, 10.96.0.2",
         "xregion join b",
     ),
     (

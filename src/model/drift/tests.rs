@@ -33,7 +33,7 @@ fn world() -> World {
 impl World {
     fn decide(&self) -> (Vec<Repair>, Vec<Trouble>) {
         let aliases = self.seen.gateway.as_ref().unwrap().aliases.clone();
-        let standing = Standing { aliases, smooth: self.smooth, services: self.seen.services.clone(), last_writer: None };
+        let standing = Standing { aliases, smooth: self.smooth, services: self.seen.services.clone().unwrap(), last_writer: None };
         let gateway = Some(&standing);
         decide(&Facts { hub: &self.seen.hub, records: &self.records, regions: &self.seen.regions, gateway })
     }
@@ -54,7 +54,7 @@ impl World {
     }
 
     fn leads(&self, region: &ClusterName, way: &Way) -> Leads {
-        match &self.seen.services {
+        match self.seen.services.as_ref().unwrap() {
             None => way.nodes.clone().into(),
             Some(services) => services[region].leads(&way.ports, &way.nodes).unwrap(),
         }
@@ -77,7 +77,7 @@ impl World {
                 Repair::Entries { region, way } => {
                     let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: 1 };
                     let entries = provided(&region, &needs);
-                    self.seen.services.as_mut().unwrap().insert(region.clone(), entries);
+                    self.seen.services.as_mut().unwrap().as_mut().unwrap().insert(region.clone(), entries);
                     let leads = self.leads(&region, &way);
                     self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
                 }
@@ -420,13 +420,13 @@ fn served() -> World {
     let mut world = world();
     let region = name("proxy-east");
     let way = Way { nodes: [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into(), ports: [30000, 30001].into() };
-    world.seen.services = Some(BTreeMap::new());
+    world.seen.services = Ok(Some(BTreeMap::new()));
     world.mend(vec![Repair::Entries { region, way }]);
     world
 }
 
 fn entries(world: &mut World) -> &mut super::super::entries::Entries {
-    world.seen.services.as_mut().unwrap().get_mut(&name("proxy-east")).unwrap()
+    world.seen.services.as_mut().unwrap().as_mut().unwrap().get_mut(&name("proxy-east")).unwrap()
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn services_that_were_lost_or_bent_come_back_and_the_names_lead_to_them() {
     const SERVICES: &str = "the Services on the hub that lead to region proxy-east";
     let breaks: [(&str, Break, &[&str]); 7] = [
         ("all is well", |_| {}, &[]),
-        ("all gone", |w| w.seen.services = Some(BTreeMap::new()), &[SERVICES]),
+        ("all gone", |w| w.seen.services = Ok(Some(BTreeMap::new())), &[SERVICES]),
         ("one gone", |w| drop(entries(w).0.pop_first()), &[SERVICES]),
         ("a port", |w| entries(w).0.values_mut().for_each(|entry| assert!(entry.ports.remove(&30000))), &[SERVICES]),
         ("the nodes", |w| entries(w).0.values_mut().for_each(|e| e.slices.clear()), &[SERVICES]),

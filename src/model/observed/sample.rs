@@ -122,7 +122,7 @@ pub fn well() -> Observed {
             aliases: HostAliases::default().with(&[wanted("business-a"), wanted("b")], &nodes),
             waiting: None,
         }),
-        services: None,
+        services: Ok(None),
         regions: vec![region("proxy-east", inside(1, routes)), region("proxy-west", inside(2, vec![]))],
         clusters: vec![cluster("b", "10.9.0.1", 30001), cluster("business-a", "business-a.example", 30000)],
         unread: vec![],
