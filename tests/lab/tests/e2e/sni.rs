@@ -71,6 +71,7 @@ fn leaves(cluster: &str) {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn a_clusters_share_a_port_beside_one_of_their_own_and_an_unknown_name_leads_nowhere() {
     let lab = joined();
     let spec = fresh(186);

@@ -32,6 +32,7 @@ fn rejoin(kubeconfig: &Path, more: &[&str]) -> xregion_lab::Output {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn a_route_lets_in_whom_it_names_and_is_not_bent_to_shut_the_hub_out() {
     let lab = joined();
     let file = kubeconfig_file("business-a");
