@@ -148,9 +148,10 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         seen = gateway.see().await?;
     };
     let rolled = async {
+        let proven = change.regions.iter().map(|(region, way)| (region.clone(), way.ports.clone())).collect();
         let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
-        let leading = if by_services { provide(hub, &gateway, &change, &others).await? } else { change.leading(None) };
+        let leading = if by_services { provide(hub, &gateway, &change, &others, &proven).await? } else { change.leading(None) };
         let leading = leading.unwrap_or_default();
         gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await?;
         gateway.roll(progress, if gateway.cuts() { OldPods::Gone } else { OldPods::Ending }).await?;
@@ -168,13 +169,21 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
 }
 
 /// Sees to it that the Services of the change's regions have what it needs, and room for its names.
-async fn provide(hub: &Hub, gateway: &Gateway, change: &Change, others: &[Wanted]) -> Result<Option<Leading>> {
+/// `proven` are the ports that this run has proven, or that are on record.
+async fn provide(
+    hub: &Hub,
+    gateway: &Gateway,
+    change: &Change,
+    others: &[Wanted],
+    proven: &BTreeMap<ClusterName, BTreeSet<u16>>,
+) -> Result<Option<Leading>> {
+    let none = BTreeSet::new();
     let mut shards: BTreeMap<&ClusterName, usize> = change.regions.keys().map(|region| (region, 1)).collect();
     loop {
         let mut services = BTreeMap::new();
         for (region, way) in &change.regions {
             let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: shards[region] };
-            services.insert(region.clone(), hub.provide(region, &needs).await?);
+            services.insert(region.clone(), hub.provide(region, &needs, proven.get(region).unwrap_or(&none)).await?);
         }
         let Some(leading) = change.leading(Some(&services)) else { return Ok(None) };
         let then = change.applied_to(&gateway.aliases().await?, others, &leading);

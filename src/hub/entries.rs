@@ -50,15 +50,16 @@ impl Hub {
         Ok(self.entries().await?.remove(region).unwrap_or_default())
     }
 
-    /// Brings the Services of a region to what it needs, and waits until the hub's nodes lead there. Unchanged means no write.
-    pub async fn provide(&self, region: &ClusterName, needs: &Needs) -> Result<Entries> {
+    /// Brings the Services of a region to what it needs, and waits until the hub's nodes lead there by the ports that were proven: by others
+    /// nobody may be reached any more. Unchanged means no write.
+    pub async fn provide(&self, region: &ClusterName, needs: &Needs, proven: &BTreeSet<u16>) -> Result<Entries> {
         let mut written = false;
         for _ in 0..ATTEMPTS {
             let now = self.entries_of(region).await?;
             let writes = now.writes(region, needs);
             if writes.is_empty() {
                 if written {
-                    self.await_doors(region, &now).await?;
+                    self.await_doors(region, now.doors(proven)).await?;
                 }
                 return Ok(now);
             }
@@ -151,12 +152,12 @@ impl Hub {
 
     /// Waits until the hub's nodes lead connections to a region's Services somewhere: before any name leads there. From a shell that
     /// can't be seen.
-    async fn await_doors(&self, region: &ClusterName, entries: &Entries) -> Result<()> {
+    async fn await_doors(&self, region: &ClusterName, doors: Vec<(IpAddr, u16)>) -> Result<()> {
         if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
             return Ok(());
         }
         let start = Instant::now();
-        for (ip, port) in entries.doors() {
+        for (ip, port) in doors {
             while !timeout(DIAL, TcpStream::connect((ip, port))).await.is_ok_and(|connected| connected.is_ok()) {
                 if start.elapsed() > PATIENCE {
                     return Err(Failure::new(

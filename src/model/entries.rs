@@ -277,11 +277,12 @@ impl Entries {
         self.0.iter().map(|(place, entry)| (place.service_name(region), entry.version.clone())).collect()
     }
 
-    /// A port of every EndpointSlice there is, at each address: what to dial to know whether the hub's nodes lead there.
-    pub fn doors(&self) -> Vec<(IpAddr, u16)> {
+    /// One of these ports of every EndpointSlice that has some, at each address: what to dial to know whether the hub's nodes lead there.
+    pub fn doors(&self, ports: &BTreeSet<u16>) -> Vec<(IpAddr, u16)> {
         let of = |entry: &Entry| -> Vec<_> {
-            let last = |slice: &Slice| slice.ports.last().copied();
-            entry.slices.values().filter_map(last).map(|port| (entry.ip, port)).collect()
+            let served = ports.iter().copied().filter(|port| entry.serves(*port));
+            let one_each: BTreeMap<u16, u16> = served.map(|port| (range(port), port)).collect();
+            one_each.into_values().map(|port| (entry.ip, port)).collect()
         };
         self.0.values().flat_map(of).collect()
     }

@@ -109,7 +109,8 @@ fn names_lead_to_both_services_once_every_port_is_led_to_nodes() {
     assert_eq!(api.provide(&region, &needs(&[30100], &[1, 2])), 4);
     assert_eq!(api.slices.len(), 4);
     assert!(api.entries().leads(&ports(&[30000, 30001, 30100]), &ips(&[])).is_some());
-    assert_eq!(api.entries().doors().len(), 4);
+    assert_eq!(api.entries().doors(&ports(&[30000, 30001, 30100])).len(), 4, "one for each EndpointSlice");
+    assert_eq!(api.entries().doors(&ports(&[30001, 8000])).len(), 2, "and none for what nobody asks about");
 }
 
 #[test]
