@@ -109,6 +109,7 @@ fn c_dead_cluster_leaves() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn d_cluster_of_a_dead_region_leaves_the_hub_and_the_region_when_that_is_back() {
     let lab = joined();
     let name = about_to_leave(DEAD_REGION);
