@@ -325,7 +325,7 @@ impl Controller<'_> {
         let due: Vec<&Repair> = repairs.iter().zip(verdicts).filter(|(_, v)| **v == Verdict::Mend).map(|(r, _)| r).collect();
         let mut ways: BTreeMap<&ClusterName, Vec<&Repair>> = BTreeMap::new();
         for repair in &due {
-            if let Repair::Way { region, .. } | Repair::Service { region } = repair {
+            if let Some(region) = repair.inside() {
                 ways.entry(region).or_default().push(repair);
             }
         }
@@ -349,7 +349,7 @@ impl Controller<'_> {
         if let (Some(change), Ok((gateway, _)), true) = (change(repairs, verdicts), &seen.gateway, lock.held()) {
             let progress = Progress::new(self.hub, None);
             let rolled = self.patiently(rolling::roll(self.hub, gateway, &progress, change)).await;
-            let of_gateway = due.into_iter().filter(|repair| matches!(repair, Repair::Gateway { .. } | Repair::Addresses { .. }));
+            let of_gateway = due.into_iter().filter(|repair| repair.inside().is_none());
             done.extend(of_gateway.map(|repair| (repair, rolled.clone())));
         }
         done

@@ -153,6 +153,14 @@ impl Repair {
         }
     }
 
+    /// The region in which it is carried out; none: on the hub's gateway, in the one rollout of all that is.
+    pub fn inside(&self) -> Option<&ClusterName> {
+        match self {
+            Self::Way { region, .. } | Self::Service { region } => Some(region),
+            Self::Gateway { .. } | Self::Addresses { .. } | Self::Entries { .. } => None,
+        }
+    }
+
     /// The parts of it, as its metric names them.
     pub fn parts(&self) -> Vec<&'static str> {
         match self {

@@ -462,3 +462,15 @@ fn names_that_lead_to_nodes_are_led_to_services_where_those_are_wanted() {
     let leads = world.gateway().aliases.leads_to(&"b.example".parse().unwrap());
     assert!(leads.iter().all(|ip| ip.to_string().starts_with("10.96.")), "{leads:?}");
 }
+
+#[test]
+fn what_is_carried_out_on_the_gateway_is_one_rollout_and_the_rest_is_its_region_s() {
+    let (region, way) = (name("proxy-east"), Way::default());
+    let on_gateway = [
+        Repair::Gateway { wanted: vec![], regions: BTreeMap::new() },
+        Repair::Addresses { region: region.clone(), way: way.clone() },
+        Repair::Entries { region: region.clone(), way },
+    ];
+    assert!(on_gateway.iter().all(|repair| repair.inside().is_none()));
+    assert_eq!(Repair::Service { region: region.clone() }.inside(), Some(&region));
+}
