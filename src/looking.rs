@@ -44,14 +44,10 @@ pub async fn look(hub: &Hub, gateway: Option<&str>, asked: Option<&ClusterName>)
     let asks = |name: &ClusterName, region: &ClusterName| asked.is_none_or(|asked| asked == name || asked == region);
     let members = members.filter(|(name, membership, _)| asks(name, &membership.region));
 
-    let services = async {
-        let led = hub.leads_to_services().await?;
-        if led { hub.entries().await.map(Some) } else { Ok(None) }
-    };
     let (addon, controller, services, seen, clusters) = futures::join!(
         job::enabled(hub),
         hub.controller(),
-        services,
+        hub.entries_led_to(),
         join_all(recorded.to_read(asked).into_iter().map(|name| look_into(hub, name))),
         join_all(members.map(|(name, membership, cluster)| look_at_cluster(hub, name, membership, cluster))),
     );

@@ -257,8 +257,7 @@ impl Controller<'_> {
         let regions: BTreeSet<ClusterName> = records.members.iter().map(|member| member.membership.region.clone()).collect();
         let gateway = async {
             let gateway = self.hub.gateway(None).await?;
-            let services = if self.hub.leads_to_services().await? { Some(self.hub.entries().await?) } else { None };
-            let standing = gateway.standing(services).await?;
+            let standing = gateway.standing(self.hub.entries_led_to().await?).await?;
             Ok((gateway, standing))
         };
         let regions = join_all(regions.into_iter().map(|name| looking::look_into(self.hub, name)));

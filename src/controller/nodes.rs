@@ -71,7 +71,7 @@ impl Nodes<'_> {
                     continue;
                 }
                 match self.hub.lead(region, &alive).await {
-                    Ok(_) => {
+                    Ok(()) => {
                         tracing::info!(%region, nodes = %shown(&alive), before = %shown(led), "its Services lead to the nodes that answer");
                         *led = alive;
                     }

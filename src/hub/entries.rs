@@ -37,6 +37,11 @@ impl Hub {
         Ok(found.and_then(|map| map.data?.remove(HOST_ALIASES)).is_some_and(|to| to == "services"))
     }
 
+    /// The Services of every region, where host aliases should lead to those.
+    pub async fn entries_led_to(&self) -> Result<Option<BTreeMap<ClusterName, Entries>>> {
+        Ok(if self.leads_to_services().await? { Some(self.entries().await?) } else { None })
+    }
+
     /// The Services of every region.
     pub async fn entries(&self) -> Result<BTreeMap<ClusterName, Entries>> {
         let params = ListParams::default().labels(&format!("{KIND}={KIND_ENTRY}"));
@@ -53,15 +58,26 @@ impl Hub {
     /// Brings the Services of a region to what it needs, and waits until the hub's nodes lead there by the ports that were proven: by others
     /// nobody may be reached any more. Unchanged means no write.
     pub async fn provide(&self, region: &ClusterName, needs: &Needs, proven: &BTreeSet<u16>) -> Result<Entries> {
+        let (entries, written) = self.settle(region, needs).await?;
+        if written {
+            self.await_doors(region, entries.doors(proven)).await?;
+        }
+        Ok(entries)
+    }
+
+    /// Leads the Services of a region to these nodes.
+    pub async fn lead(&self, region: &ClusterName, nodes: &BTreeSet<IpAddr>) -> Result<()> {
+        self.settle(region, &Needs { nodes: nodes.clone(), ..Needs::default() }).await.map(drop)
+    }
+
+    /// Writes until the Services of a region have what it needs; gives what they are then, and whether anything was written.
+    async fn settle(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
         let mut written = false;
         for _ in 0..ATTEMPTS {
             let now = self.entries_of(region).await?;
             let writes = now.writes(region, needs);
             if writes.is_empty() {
-                if written {
-                    self.await_doors(region, now.doors(proven)).await?;
-                }
-                return Ok(now);
+                return Ok((now, written));
             }
             written = true;
             // A conflict, or an object that is gone: the next round sees what there is.
@@ -70,33 +86,13 @@ impl Hub {
         Err(contended(region))
     }
 
-    /// Leads the Services of a region to these nodes. Says whether that was a change.
-    pub async fn lead(&self, region: &ClusterName, nodes: &BTreeSet<IpAddr>) -> Result<bool> {
-        let needs = Needs { nodes: nodes.clone(), ..Needs::default() };
-        let mut changed = false;
-        for _ in 0..ATTEMPTS {
-            let writes = self.entries_of(region).await?.writes(region, &needs);
-            if writes.is_empty() {
-                return Ok(changed);
-            }
-            changed = true;
-            join_all(writes.into_iter().map(|write| self.write_entry(write))).await.into_iter().collect::<Result<()>>()?;
-        }
-        Err(contended(region))
-    }
-
     /// Takes a port off the Services of a region; with its last port a Service goes.
     pub async fn close(&self, region: &ClusterName, port: u16) -> Result<()> {
         for _ in 0..ATTEMPTS {
-            let now = self.entries_of(region).await?;
-            let less = now.without(region, port);
+            let less = self.entries_of(region).await?.without(region, port);
             if less.is_empty() {
                 // Off the EndpointSlices, too.
-                let writes = now.writes(region, &Needs::default());
-                if writes.is_empty() {
-                    return Ok(());
-                }
-                join_all(writes.into_iter().map(|write| self.write_entry(write))).await.into_iter().collect::<Result<()>>()?;
+                return self.settle(region, &Needs::default()).await.map(drop);
             }
             let written = less.into_iter().map(|(name, version, patch)| async move {
                 match patch {
