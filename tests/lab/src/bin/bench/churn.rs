@@ -1,6 +1,5 @@
 //! What one route's requests and watches notice while others come, change and go: nothing, or the figures say so.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use xregion_lab::site::NAMESPACE;
 use xregion_lab::topology::hub_address;
 
 use crate::client::{Connection, Door, PATIENCE, Server};
+use crate::report::add_row;
 use crate::route_live::{self, Route, SERVICE};
 use crate::{batch, joins};
 
@@ -323,16 +323,12 @@ impl Measured {
     /// For people.
     pub fn to_table(&self) -> String {
         let mut table = String::new();
-        let mut row = |what: &str, value: String, goal: &str, met: &str| {
-            let line = format!("{what:<34}{value:>18}{:>18}  {goal:<24}{met}", "");
-            // Writing to a String can't fail.
-            let _ = writeln!(table, "{}", line.trim_end());
-        };
+        let mut row = |what: &str, value: String, goal: &str, met: Option<bool>| add_row(&mut table, what, &value, "", goal, met);
         let failed = format!("{} of {}", self.failed(), self.requests());
-        row("churn, failed requests", failed, "0, 0", if self.met() { "met" } else { "MISSED" });
-        row("  watches lost", format!("{} of {}", self.lost.len(), WATCHES + WATCHES_THROUGH_HUB), "", "");
-        row("  changes of other routes", format!("{CHANGES} in {:.0} s", self.seconds), "", "");
-        row("  nginx reloads", self.reloads.to_string(), "", "");
+        row("churn, failed requests", failed, "0, 0", Some(self.met()));
+        row("  watches lost", format!("{} of {}", self.lost.len(), WATCHES + WATCHES_THROUGH_HUB), "", None);
+        row("  changes of other routes", format!("{CHANGES} in {:.0} s", self.seconds), "", None);
+        row("  nginx reloads", self.reloads.to_string(), "", None);
         table
     }
 }

@@ -21,7 +21,7 @@ use xregion_lab::progress::Progress;
 
 use crate::client::{Connection, Door, Server};
 use crate::joins;
-use crate::report::median;
+use crate::report::{add_row, median};
 
 /// The node by which HAProxy and the tunnel enter, and from which the direct requests come. A route's node port is asked there, too, and
 /// leads to either node's proxy.
@@ -382,7 +382,7 @@ impl Measured {
         let idle = |figures: &Figures| figures.idle.map_or_else(|| "-".to_owned(), |(_, with)| format!("{with:.1}"));
         row(&format!("  memory, {IDLE} idle, MiB"), Way::ALL.map(|way| idle(self.of(way))));
         let mut goal = |what: &str, value: String, goal: String, met: bool| {
-            let _ = writeln!(table, "{what:<34}{value:>18}{:>18}  {goal:<24}{}", "", if met { "met" } else { "MISSED" });
+            add_row(&mut table, what, &value, "", &goal, Some(met));
         };
         let (added, direct) = (self.added_ms(), self.bandwidth(Way::Direct));
         goal("  route adds, p50", format!("{added:.3} ms"), format!("<= {ADDED_MS} ms"), self.added_met());

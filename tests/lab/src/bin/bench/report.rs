@@ -101,10 +101,7 @@ impl Report {
         let Self { by_hand, xregion, unloaded, routes, binary, drift, batch, faults, kubeconfigs } = self;
         let mut table = String::new();
         let mut row = |what: &str, xregion: String, by_hand: String, goal: &str, met: Option<bool>| {
-            let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
-            let line = format!("{what:<34}{xregion:>18}{by_hand:>18}  {goal:<24}{met}");
-            // Writing to a String can't fail.
-            let _ = writeln!(table, "{}", line.trim_end());
+            add_row(&mut table, what, &xregion, &by_hand, goal, met);
         };
         row("", "xregion".into(), "by hand".into(), "goal", None);
         let goal = format!("<= {JOIN_SECONDS:.0} s, >= {TIMES_FASTER:.0}x faster");
@@ -209,6 +206,14 @@ fn burst(burst: &Burst, rollouts: u32) -> Value {
             "met": burst_met(burst, rollouts),
         },
     })
+}
+
+/// A row of the table that every piece adds to: of xregion, of what it is compared with, the goal, and whether that is met.
+pub fn add_row(table: &mut String, what: &str, xregion: &str, other: &str, goal: &str, met: Option<bool>) {
+    let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
+    let line = format!("{what:<34}{xregion:>18}{other:>18}  {goal:<24}{met}");
+    // Writing to a String can't fail.
+    let _ = writeln!(table, "{}", line.trim_end());
 }
 
 /// The middle sample, or the mean of the two in the middle.
