@@ -49,6 +49,10 @@ fn up() -> Result<()> {
     let progress = Progress::new();
     let dist = Dist::find()?;
     let lab = Lab::up(&progress)?;
+    if has_others(&lab)? {
+        progress.step("taking off the lab what tests or benchmarks have left on it");
+        lab.sweep()?;
+    }
     progress.step("publishing the addon in the lab's registry, and its image to the hub and the proxy clusters");
     lab.publish(&dist)?;
 
@@ -111,6 +115,13 @@ fn up() -> Result<()> {
         bail!("{} requests failed: {:?}", outcome.failed, outcome.failures);
     }
     Ok(())
+}
+
+/// Whether the lab has Applications that are not the demo's: one may own what the demo is about to make.
+fn has_others(lab: &Lab) -> Result<bool> {
+    let names = lab.kubectl("hub", &["get", "applications", "-n", "default", "-o", "jsonpath={.items[*].metadata.name}"])?;
+    let own: Vec<&str> = APPLICATIONS.iter().chain([&LEAVE]).map(|(name, _)| *name).collect();
+    Ok(names.split_whitespace().any(|name| !own.contains(&name)))
 }
 
 fn down() -> Result<()> {
