@@ -5,17 +5,18 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use futures::try_join;
 use tokio::time::{Instant, sleep};
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::progress::Progress;
 use crate::lock::holder_name;
 use crate::model::aliases::{HostAliases, Leads, Wanted};
-use crate::model::entries::{Entries, Needs};
+use crate::model::entries::{Entries, Led, Needs};
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::nodes::{Way, aliased_addresses};
 use crate::region::Region;
@@ -51,11 +52,18 @@ pub struct Change {
 pub type Leading = BTreeMap<String, Leads>;
 
 impl Change {
-    /// Takes a region into the change: its nodes, and a port there.
+    /// Takes a region into the change: its nodes, and a port there that was proven.
     pub fn enter(&mut self, region: &ClusterName, nodes: &BTreeSet<IpAddr>, port: Option<u16>) {
         let way = self.regions.entry(region.clone()).or_default();
         way.nodes.extend(nodes);
         way.ports.extend(port);
+        way.proven.extend(port);
+    }
+
+    /// Leaves a region out of the change.
+    fn leave_out(&mut self, region: &ClusterName) {
+        self.regions.remove(region);
+        self.wanted.retain(|wanted| wanted.region != *region);
     }
 
     /// Where the names of its regions lead: to the nodes themselves, or to Services on the hub, if those have all that is needed.
@@ -63,11 +71,22 @@ impl Change {
         let lead = |(region, way): (&ClusterName, &Way)| {
             let leads = match services {
                 None => Leads::from(way.nodes.clone()),
+                // What is mended follows nodes that answer, and whoever joins has just seen which do.
+                Some(services) if !self.mends && !services.get(region)?.nodes_behind(&way.proven).is_subset(&way.nodes) => {
+                    return None;
+                }
                 Some(services) => services.get(region)?.leads(&way.ports, &way.nodes)?,
             };
             Some((region.to_string(), leads))
         };
         self.regions.iter().map(lead).collect()
+    }
+
+    /// Where the names of those of its regions lead whose Services have all that is needed.
+    fn leading_by(&self, services: &BTreeMap<ClusterName, Entries>) -> Leading {
+        let lead =
+            |(region, way): (&ClusterName, &Way)| Some((region.to_string(), services.get(region)?.leads(&way.ports, &way.nodes)?));
+        self.regions.iter().filter_map(lead).collect()
     }
 
     /// Where the names of its regions will lead, by what is known before the Services there are have all that is needed.
@@ -148,50 +167,81 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         seen = gateway.see().await?;
     };
     let rolled = async {
-        let proven = change.regions.iter().map(|(region, way)| (region.clone(), way.ports.clone())).collect();
-        let (others, cut) = gather(hub, gateway, progress, &mut change).await?;
+        // The regions of which this run has just seen that they answer.
+        let own: BTreeSet<ClusterName> = change.regions.keys().filter(|_| !change.mends).cloned().collect();
+        let (mut others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
-        let leading = if by_services { provide(hub, &gateway, &change, &others, &proven).await? } else { change.leading(None) };
-        let leading = leading.unwrap_or_default();
+        let (leading, silent) = if by_services {
+            provide(hub, &gateway, &mut change, &mut others, &own).await?
+        } else {
+            (change.leading(None).unwrap_or_default(), None)
+        };
         gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await?;
         gateway.roll(progress, if gateway.cuts() { OldPods::Gone } else { OldPods::Ending }).await?;
-        Ok(gateway.cuts())
+        Ok((gateway.cuts(), silent.filter(|_| change.mends)))
     }
     .await;
     lock.release().await;
     // The next rollout may begin while old pods end: waited for are those that don't know this run's own names.
-    let seen_out = rolled?;
+    let (seen_out, silent) = rolled?;
     while !seen_out && let Some(what) = gateway.behind(&gateway.see().await?, &hosts, change.old_pods(false)).await? {
         progress.waits_for(&what).await;
         sleep(ASK_EVERY).await;
     }
-    Ok(true)
+    silent.map_or(Ok(true), Err)
 }
 
-/// Sees to it that the Services of the change's regions have what it needs, and room for its names.
-/// `proven` are the ports that this run has proven, or that are on record.
+/// Sees to it that the Services of the change's regions have what it needs, and room for its names, and that the hub's nodes lead there by them
+/// before a name does. A region where they don't is left out, and why is given; one of this run's `own` is its failure.
 async fn provide(
     hub: &Hub,
     gateway: &Gateway,
-    change: &Change,
-    others: &[Wanted],
-    proven: &BTreeMap<ClusterName, BTreeSet<u16>>,
-) -> Result<Option<Leading>> {
-    let none = BTreeSet::new();
-    let mut shards: BTreeMap<&ClusterName, usize> = change.regions.keys().map(|region| (region, 1)).collect();
+    change: &mut Change,
+    others: &mut Vec<Wanted>,
+    own: &BTreeSet<ClusterName>,
+) -> Result<(Leading, Option<Failure>)> {
+    let mut shards: BTreeMap<ClusterName, usize> = BTreeMap::new();
+    let (mut written, mut silent) = (BTreeSet::new(), None);
     loop {
         let mut services = BTreeMap::new();
         for (region, way) in &change.regions {
-            let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: shards[region] };
-            services.insert(region.clone(), hub.provide(region, &needs, proven.get(region).unwrap_or(&none)).await?);
+            let led = if own.contains(region) { Led::Of(way.proven.clone()) } else { Led::Lost };
+            let shards = shards.get(region).copied().unwrap_or(1);
+            let (entries, anew) =
+                hub.settle(region, &Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), led, shards }).await?;
+            written.extend(anew.then(|| region.clone()));
+            services.insert(region.clone(), entries);
         }
-        let Some(leading) = change.leading(Some(&services)) else { return Ok(None) };
-        let then = change.applied_to(&gateway.aliases().await?, others, &leading);
-        let full: Vec<_> = change.regions.keys().filter(|region| then.fills(&leading[region.as_str()])).collect();
-        if full.is_empty() {
-            return Ok(Some(leading));
+        let leading = change.leading_by(&services);
+        let now = gateway.aliases().await?;
+        let then = change.applied_to(&now, others, &leading);
+        let full: Vec<_> = leading.keys().filter(|region| then.fills(&leading[*region])).collect();
+        if !full.is_empty() {
+            let more = services.iter().filter(|(region, _)| full.iter().any(|full| *full == region.as_str()));
+            shards.extend(more.map(|(region, entries)| (region.clone(), entries.shards() + 1)));
+            continue;
         }
-        shards.extend(full.into_iter().map(|region| (region, services[region].shards() + 1)));
+        let unseen = services
+            .iter()
+            .filter(|(region, entries)| written.contains(*region) || now.addresses(region).is_disjoint(&entries.addresses()));
+        let asked = unseen.map(|(region, entries)| {
+            let doors = entries.doors(&change.regions[region].proven);
+            async move { (region.clone(), hub.await_doors(region, doors).await) }
+        });
+        let failed: Vec<(ClusterName, Failure)> =
+            join_all(asked).await.into_iter().filter_map(|(region, opened)| Some((region, opened.err()?))).collect();
+        if failed.is_empty() {
+            return Ok((leading, silent));
+        }
+        for (region, failure) in failed {
+            if own.contains(&region) {
+                return Err(failure);
+            }
+            tracing::warn!(%failure, "the region is left out of this rollout");
+            change.leave_out(&region);
+            others.retain(|wanted| wanted.region != region);
+            silent.get_or_insert(failure);
+        }
     }
 }
 
@@ -261,13 +311,14 @@ async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::entries::tests::provided;
 
     fn wanted(host: &str, cluster: &str, region: &str) -> Wanted {
         Wanted { host: host.parse().unwrap(), cluster: cluster.parse().unwrap(), region: region.parse().unwrap() }
     }
 
     fn regions() -> BTreeMap<ClusterName, Way> {
-        let way = |n: u8| Way { nodes: [IpAddr::from([10, 0, 0, n])].into(), ports: [30000].into() };
+        let way = |n: u8| Way { nodes: [IpAddr::from([10, 0, 0, n])].into(), ports: [30000].into(), proven: [30000].into() };
         [("east", 1), ("west", 2)].map(|(region, n)| (region.parse().unwrap(), way(n))).into()
     }
 
@@ -294,6 +345,21 @@ mod tests {
         assert_eq!(change(&[], &["x"]).old_pods(false), OldPods::Ending);
         assert_eq!(change(&[], &["x"]).old_pods(true), OldPods::Gone);
         assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(false), OldPods::Gone);
+    }
+
+    #[test]
+    fn services_that_lead_to_a_node_that_a_join_has_not_seen_are_brought_to_those_it_has() {
+        let (east, ports) = ("east".parse::<ClusterName>().unwrap(), BTreeSet::from([30000]));
+        let led_to = |n: u8| {
+            let nodes = [IpAddr::from([10, 0, 0, n])].into();
+            let entries = provided(&east, &Needs { ports: ports.clone(), nodes, shards: 1, ..Needs::default() });
+            BTreeMap::from([(east.clone(), entries)])
+        };
+        let mut change = Change { regions: regions().into_iter().take(1).collect(), ..Change::default() };
+        assert!(change.leading(Some(&led_to(1))).is_some());
+        assert!(change.leading(Some(&led_to(9))).is_none());
+        change.mends = true;
+        assert!(change.leading(Some(&led_to(9))).is_some(), "those of the records know no better than the probes");
     }
 
     #[test]

@@ -491,7 +491,7 @@ mod tests {
 
     #[test]
     fn all_that_is_due_of_the_gateway_is_one_change() {
-        let at = |n: u8| Way { nodes: [[10, 0, 0, n].into()].into(), ports: [30000].into() };
+        let at = |n: u8| Way { nodes: [[10, 0, 0, n].into()].into(), ports: [30000].into(), proven: [30000].into() };
         let names = vec![wanted("a.example", "east"), wanted("b.example", "west")];
         let (east, west) = ("east".parse::<ClusterName>().unwrap(), "west".parse::<ClusterName>().unwrap());
         let regions = BTreeMap::from([(east.clone(), at(1)), (west.clone(), at(2))]);

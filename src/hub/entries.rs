@@ -55,23 +55,13 @@ impl Hub {
         Ok(self.entries().await?.remove(region).unwrap_or_default())
     }
 
-    /// Brings the Services of a region to what it needs, and waits until the hub's nodes lead there by the ports that were proven: by others
-    /// nobody may be reached any more. Unchanged means no write.
-    pub async fn provide(&self, region: &ClusterName, needs: &Needs, proven: &BTreeSet<u16>) -> Result<Entries> {
-        let (entries, written) = self.settle(region, needs).await?;
-        if written {
-            self.await_doors(region, entries.doors(proven)).await?;
-        }
-        Ok(entries)
-    }
-
     /// Leads the Services of a region to these nodes.
     pub async fn lead(&self, region: &ClusterName, nodes: &BTreeSet<IpAddr>) -> Result<()> {
         self.settle(region, &Needs { nodes: nodes.clone(), ..Needs::default() }).await.map(drop)
     }
 
     /// Writes until the Services of a region have what it needs; gives what they are then, and whether anything was written.
-    async fn settle(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
+    pub async fn settle(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
         let mut written = false;
         for _ in 0..ATTEMPTS {
             let now = self.entries_of(region).await?;
@@ -146,32 +136,30 @@ impl Hub {
         }
     }
 
-    /// Waits until the hub's nodes lead connections to a region's Services somewhere: before any name leads there. From a shell that
-    /// can't be seen.
-    async fn await_doors(&self, region: &ClusterName, doors: Vec<(IpAddr, u16)>) -> Result<()> {
+    /// Waits until the hub's nodes lead to a region by its Services, which they do a moment after those are written. It is enough in the end that one
+    /// side of a shard does: a node behind the other may be dead.
+    pub async fn await_doors(&self, region: &ClusterName, doors: Vec<Vec<(IpAddr, u16)>>) -> Result<()> {
+        // Only pods of the hub are led by its nodes.
         if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
             return Ok(());
         }
-        let start = Instant::now();
-        for (ip, port) in doors {
-            while !timeout(DIAL, TcpStream::connect((ip, port))).await.is_ok_and(|connected| connected.is_ok()) {
-                if start.elapsed() > PATIENCE {
-                    return Err(Failure::new(
-                        Kind::GatewayRollout,
-                        format!(
-                            "region {region}: its Services on the hub lead nowhere: {ip} port {port} was not answered within {} s",
-                            PATIENCE.as_secs()
-                        ),
-                        format!(
-                            "check kube-proxy and network policies on the hub (kubectl -n {HUB_NAMESPACE} get services,endpointslices), \
-                             or let host aliases lead to nodes: vela addon enable xregion hostAliases=nodes"
-                        ),
-                    ));
-                }
-                sleep(TRY_EVERY).await;
-            }
+        let until = Instant::now() + PATIENCE;
+        let open = doors.iter().map(|sides| join_all(sides.iter().map(|door| opens(*door, until))));
+        let silent = doors.iter().zip(join_all(open).await).find(|(_, open)| !open.contains(&true));
+        match silent.and_then(|(sides, _)| sides.first()) {
+            None => Ok(()),
+            Some((ip, port)) => Err(Failure::new(
+                Kind::GatewayRollout,
+                format!(
+                    "region {region}: its Services on the hub lead nowhere: {ip} port {port} was not answered within {} s",
+                    PATIENCE.as_secs()
+                ),
+                format!(
+                    "check kube-proxy and network policies on the hub (kubectl -n {HUB_NAMESPACE} get services,endpointslices), \
+                     or let host aliases lead to nodes: vela addon enable xregion hostAliases=nodes"
+                ),
+            )),
         }
-        Ok(())
     }
 
     fn entry_services(&self) -> Api<Service> {
@@ -181,6 +169,17 @@ impl Hub {
     fn entry_slices(&self) -> Api<EndpointSlice> {
         Api::namespaced(self.client(), HUB_NAMESPACE)
     }
+}
+
+/// Whether something answers there before `until`.
+async fn opens(door: (IpAddr, u16), until: Instant) -> bool {
+    while !timeout(DIAL, TcpStream::connect(door)).await.is_ok_and(|connected| connected.is_ok()) {
+        if Instant::now() > until {
+            return false;
+        }
+        sleep(TRY_EVERY).await;
+    }
+    true
 }
 
 /// A write's outcome; that somebody else was faster is none of its errors.

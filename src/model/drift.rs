@@ -361,7 +361,8 @@ fn gateway(
             });
             continue;
         }
-        let way = Way { nodes, ports: mine.iter().map(|member| member.membership.node_port).collect() };
+        let ports: BTreeSet<u16> = mine.iter().map(|member| member.membership.node_port).collect();
+        let way = Way { nodes, proven: ports.clone(), ports };
         let leads = match &standing.services {
             None => Some(Leads::from(way.nodes.clone())),
             Some(services) => services.get(region).and_then(|entries| entries.leads(&way.ports, &way.nodes)),

@@ -113,8 +113,23 @@ pub struct Needs {
     pub ports: BTreeSet<u16>,
     /// The nodes to lead to; where there are none, those that they lead to.
     pub nodes: BTreeSet<IpAddr>,
+    /// What is led to those.
+    pub led: Led,
     /// How many shards there should be at least.
     pub shards: usize,
+}
+
+/// Which ports of a region's Services are led to other nodes, of those that are led to some.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Led {
+    /// Every one.
+    #[default]
+    All,
+    /// These, and those that share an EndpointSlice with one. (The others may be of clusters that were joined when the hub entered the region
+    /// by something else.)
+    Of(BTreeSet<u16>),
+    /// Those that are led to none of the nodes: elsewhere, whoever asks the nodes each second knows better.
+    Lost,
 }
 
 /// One write to the hub's API. What has a `resourceVersion` is refused (409) if somebody else wrote meanwhile.
@@ -172,6 +187,15 @@ const fn range(port: u16) -> u16 {
 }
 
 impl Entry {
+    /// The ranges that it has ports of, or an EndpointSlice.
+    fn ranges(&self) -> BTreeSet<u16> {
+        self.ports.iter().map(|port| range(*port)).chain(self.slices.keys().copied()).collect()
+    }
+
+    fn nodes_at(&self, range: u16) -> BTreeSet<IpAddr> {
+        self.slices.get(&range).map(|slice| slice.nodes.clone()).unwrap_or_default()
+    }
+
     /// The nodes that it leads to.
     pub fn nodes(&self) -> BTreeSet<IpAddr> {
         self.slices.values().flat_map(|slice| slice.nodes.iter().copied()).collect()
@@ -193,6 +217,17 @@ impl Entries {
     /// The ports that any of the region's Services has.
     pub fn ports(&self) -> BTreeSet<u16> {
         self.0.values().flat_map(|entry| entry.ports.iter().copied()).collect()
+    }
+
+    /// The nodes that these ports are led to.
+    pub fn nodes_behind(&self, ports: &BTreeSet<u16>) -> BTreeSet<IpAddr> {
+        let ranges: BTreeSet<u16> = ports.iter().map(|port| range(*port)).collect();
+        self.0.values().flat_map(|entry| ranges.iter().flat_map(|range| entry.nodes_at(*range))).collect()
+    }
+
+    /// The addresses of the Services.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.0.values().map(|entry| entry.ip).collect()
     }
 
     /// The nodes that the region's Services lead to.
@@ -236,19 +271,18 @@ impl Entries {
     fn slice_writes(&self, region: &ClusterName, shard: usize, needs: &Needs) -> Vec<Write> {
         let at = |side| self.0.get(&Place { shard, side });
         let [Some(a), Some(b)] = Side::BOTH.map(at) else { return vec![] };
-        let wanted = if needs.nodes.is_empty() { self.nodes() } else { needs.nodes.clone() };
-        // An EndpointSlice has one family, and a Service leads to its own.
-        let nodes = wanted.into_iter().filter(|ip| ip.is_ipv4() == a.ip.is_ipv4()).collect();
-        // Every other shard begins with the other side: the first address of a name carries its connections.
-        let share = share([&a.nodes(), &b.nodes()], &nodes, shard % 2);
+        let ranges: BTreeSet<u16> = [a, b].into_iter().flat_map(Entry::ranges).collect();
         let mut writes = Vec::new();
-        for ((side, entry), nodes) in Side::BOTH.into_iter().zip([a, b]).zip(&share) {
-            let name = Place { shard, side }.service_name(region);
-            let ranges: BTreeSet<u16> = entry.ports.iter().map(|port| range(*port)).chain(entry.slices.keys().copied()).collect();
-            for range in ranges {
+        for range in ranges {
+            // An EndpointSlice has one family, and a Service leads to its own.
+            let nodes = self.nodes_of(range, needs).into_iter().filter(|ip| ip.is_ipv4() == a.ip.is_ipv4()).collect();
+            // Every other shard begins with the other side: the first address of a name carries its connections.
+            let share = share([&a.nodes_at(range), &b.nodes_at(range)], &nodes, shard % 2);
+            for ((side, entry), nodes) in Side::BOTH.into_iter().zip([a, b]).zip(&share) {
+                let name = Place { shard, side }.service_name(region);
                 let ports: BTreeSet<u16> = entry.ports.iter().copied().filter(|port| self::range(*port) == range).collect();
                 let now = entry.slices.get(&range);
-                if now.is_some_and(|now| now.ports == ports && now.nodes == *nodes) {
+                if now.map_or(ports.is_empty(), |now| now.ports == ports && now.nodes == *nodes) {
                     continue;
                 }
                 let slice = endpoint_slice(region, &name, entry, range, &ports, nodes);
@@ -259,6 +293,22 @@ impl Entries {
             }
         }
         writes
+    }
+
+    /// The nodes that the ports of a range are to be led to.
+    fn nodes_of(&self, range: u16, needs: &Needs) -> BTreeSet<IpAddr> {
+        let now: BTreeSet<IpAddr> = self.0.values().flat_map(|entry| entry.nodes_at(range)).collect();
+        let follows = match &needs.led {
+            Led::All => true,
+            Led::Of(ports) => ports.iter().any(|port| self::range(*port) == range),
+            Led::Lost => now.is_disjoint(&needs.nodes),
+        };
+        match (needs.nodes.is_empty(), now.is_empty()) {
+            (true, true) => self.nodes(),
+            (false, true) => needs.nodes.clone(),
+            (false, false) if follows => needs.nodes.clone(),
+            (_, false) => now,
+        }
     }
 
     /// What takes a port off the region's Services: the patch of each that has it, or nothing where it is its last one, and the Service
@@ -277,14 +327,18 @@ impl Entries {
         self.0.iter().map(|(place, entry)| (place.service_name(region), entry.version.clone())).collect()
     }
 
-    /// One of these ports of every EndpointSlice that has some, at each address: what to dial to know whether the hub's nodes lead there.
-    pub fn doors(&self, ports: &BTreeSet<u16>) -> Vec<(IpAddr, u16)> {
-        let of = |entry: &Entry| -> Vec<_> {
+    /// What to dial to know whether the hub's nodes lead there: one of these ports of every range that has some, in every shard, at the
+    /// addresses of both its sides.
+    pub fn doors(&self, ports: &BTreeSet<u16>) -> Vec<Vec<(IpAddr, u16)>> {
+        let mut doors: BTreeMap<(usize, u16), Vec<(IpAddr, u16)>> = BTreeMap::new();
+        for (place, entry) in &self.0 {
             let served = ports.iter().copied().filter(|port| entry.serves(*port));
             let one_each: BTreeMap<u16, u16> = served.map(|port| (range(port), port)).collect();
-            one_each.into_values().map(|port| (entry.ip, port)).collect()
-        };
-        self.0.values().flat_map(of).collect()
+            for (range, port) in one_each {
+                doors.entry((place.shard, range)).or_default().push((entry.ip, port));
+            }
+        }
+        doors.into_values().collect()
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Way {
     pub nodes: BTreeSet<IpAddr>,
     /// The ports there that the hub connects to.
     pub ports: BTreeSet<u16>,
+    /// Those of them of which it was seen, or is on record, that they lead to clusters: by others nobody may be reached any more.
+    pub proven: BTreeSet<u16>,
 }
 
 /// The nodes that the region's settings choose and that have an address, by name.

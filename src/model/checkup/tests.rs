@@ -169,7 +169,7 @@ const BREAKS: &[(Break, &str, &str, &str, &str)] = &[
     (
         |o| {
             let (ports, nodes) = ([30000, 30001].into(), [[10, 0, 1, 1].into()].into());
-            let entries = provided(&name("proxy-east"), &Needs { ports, nodes, shards: 1 });
+            let entries = provided(&name("proxy-east"), &Needs { ports, nodes, shards: 1, ..Needs::default() });
             o.services = Ok(Some([(name("proxy-east"), entries)].into()));
         },
         "cluster b",

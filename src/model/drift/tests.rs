@@ -75,7 +75,7 @@ impl World {
                     self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
                 }
                 Repair::Entries { region, way } => {
-                    let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: 1 };
+                    let needs = Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: 1, ..Needs::default() };
                     let entries = provided(&region, &needs);
                     self.seen.services.as_mut().unwrap().as_mut().unwrap().insert(region.clone(), entries);
                     let leads = self.leads(&region, &way);
@@ -419,7 +419,11 @@ proptest! {
 fn served() -> World {
     let mut world = world();
     let region = name("proxy-east");
-    let way = Way { nodes: [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into(), ports: [30000, 30001].into() };
+    let way = Way {
+        nodes: [[10, 0, 1, 1].into(), [10, 0, 1, 2].into()].into(),
+        ports: [30000, 30001].into(),
+        proven: [30000, 30001].into(),
+    };
     world.seen.services = Ok(Some(BTreeMap::new()));
     world.mend(vec![Repair::Entries { region, way }]);
     world

@@ -15,7 +15,7 @@ fn ports(of: &[u16]) -> BTreeSet<u16> {
 }
 
 fn needs(of_ports: &[u16], nodes: &[u8]) -> Needs {
-    Needs { ports: ports(of_ports), nodes: ips(nodes), shards: 1 }
+    Needs { ports: ports(of_ports), nodes: ips(nodes), led: Led::All, shards: 1 }
 }
 
 /// The hub's API, as far as it concerns Services: it carries writes out.
@@ -109,8 +109,9 @@ fn names_lead_to_both_services_once_every_port_is_led_to_nodes() {
     assert_eq!(api.provide(&region, &needs(&[30100], &[1, 2])), 4);
     assert_eq!(api.slices.len(), 4);
     assert!(api.entries().leads(&ports(&[30000, 30001, 30100]), &ips(&[])).is_some());
-    assert_eq!(api.entries().doors(&ports(&[30000, 30001, 30100])).len(), 4, "one for each EndpointSlice");
-    assert_eq!(api.entries().doors(&ports(&[30001, 8000])).len(), 2, "and none for what nobody asks about");
+    let doors = api.entries().doors(&ports(&[30000, 30001, 30100]));
+    assert_eq!(doors.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2], "both sides of each range");
+    assert_eq!(api.entries().doors(&ports(&[30001, 8000])).len(), 1, "and none for what nobody asks about");
 }
 
 #[test]
@@ -123,6 +124,33 @@ fn a_node_that_goes_is_led_to_no_more_and_no_other_moves() {
     api.provide(&region, &needs(&[], &[1, 2]));
     assert_eq!(nodes(&api), [ips(&[2]), ips(&[1])]);
     assert_eq!(api.provide(&region, &Needs::default()), 0, "who knows no nodes changes none");
+}
+
+#[test]
+fn nodes_that_one_run_has_seen_are_those_of_its_ports_only() {
+    let (region, mut api) = (region(), Api::default());
+    api.provide(&region, &needs(&[30000], &[1, 2]));
+    // The hub enters the region by something else now, at 10.0.0.9, and a cluster is joined by that.
+    let joined = |port| Needs { led: Led::Of(ports(&[port])), ..needs(&[port], &[9]) };
+    api.provide(&region, &joined(8000));
+    let behind = |api: &Api, port| api.entries().nodes_behind(&ports(&[port]));
+    assert_eq!((behind(&api, 30000), behind(&api, 8000)), (ips(&[1, 2]), ips(&[9])));
+    // Not even where a shard is new.
+    api.provide(&region, &Needs { shards: 2, ..joined(8000) });
+    assert_eq!((behind(&api, 30000), behind(&api, 8000)), (ips(&[1, 2]), ips(&[9])));
+    assert_eq!(api.provide(&region, &Needs::default()), 0, "what is mixed stays so");
+}
+
+#[test]
+fn nodes_of_the_records_replace_those_of_the_probes_only_where_none_is_left() {
+    let (region, mut api) = (region(), Api::default());
+    api.provide(&region, &needs(&[30000], &[1]));
+    let mended = |nodes| Needs { led: Led::Lost, ..needs(&[30000, 30100], nodes) };
+    api.provide(&region, &mended(&[1, 2]));
+    assert_eq!(api.entries().nodes_behind(&ports(&[30000])), ips(&[1]), "2 may be ready and not answer");
+    assert_eq!(api.entries().nodes_behind(&ports(&[30100])), ips(&[1, 2]), "it led nowhere");
+    api.provide(&region, &mended(&[3]));
+    assert_eq!(api.entries().nodes(), ips(&[3]));
 }
 
 #[test]

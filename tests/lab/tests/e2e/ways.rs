@@ -2,6 +2,7 @@
 //! whose one node has room for one proxy of the first kind.
 
 use serde_json::{Value, json};
+use xregion_lab::load::Load;
 use xregion_lab::site::{self, NAMESPACE};
 use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
 
@@ -84,14 +85,21 @@ fn a_region_is_entered_by_its_proxies_on_the_host_network() {
 #[ignore = "make test-faults"]
 fn b_region_is_entered_by_its_load_balancer() {
     let lab = joined();
-    let spec = west(191);
+    let (spec, earlier) = (west(191), west(189));
     start(&spec);
+    start(&earlier);
+    // Joined by a node port, which it is reached by until it is joined again.
+    let output = join(&earlier, "port");
+    assert!(output.status.success(), "{output:?}");
+    let load = Load::start(lab, &[&earlier.name]).unwrap();
     // kube-proxy leads what comes to a load balancer's address to the Service; the node has to be where that address is.
     let address = Bridge::Peer.address(191);
     let node = lab.cluster(REGION).unwrap().nodes[0].place.name.clone();
     lab.add_address(&node, Bridge::Peer, address).unwrap();
+    let node_port_of = |spec: &BusinessSpec| annotation(&spec.name, "node-port");
+    let before = node_port_of(&earlier);
     region(json!({"entry": "loadBalancer", "loadBalancer": {"annotations": {"example.com/internal": "true"}}}));
-    let checked = std::panic::catch_unwind(|| {
+    let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         std::thread::scope(|scope| {
             let joining = scope.spawn(|| join(&spec, "port"));
             let made = eventually("the Service of a load balancer", || {
@@ -112,11 +120,20 @@ fn b_region_is_entered_by_its_load_balancer() {
         let port: u16 = annotation(&spec.name, "node-port").parse().unwrap();
         assert!((8000..8100).contains(&port), "{port}");
         lab.dial("hub", (address, port).into(), Duration::from_secs(1)).unwrap();
+        assert_eq!(node_port_of(&earlier), before);
+        let output = join(&earlier, "port");
+        assert!(output.status.success(), "{output:?}");
+        assert_ne!(node_port_of(&earlier), before);
+        is_there(&earlier.name);
         let status = run(&["status", REGION, "-o", "wide"]);
         assert!(status.stdout.contains(&format!("load balancer {address} {address}")), "{}", status.stdout);
         assert!(status.stdout.contains("nothing is out of step"), "{}", status.stdout);
+        let outcome = load.stop().unwrap();
+        assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+        assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
         leave(&spec);
-    });
+        leave(&earlier);
+    }));
     region(json!({}));
     lab.remove_address(&node, Bridge::Peer, address).unwrap();
     checked.unwrap();
