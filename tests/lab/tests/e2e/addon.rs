@@ -1,8 +1,11 @@
 //! The addon, from a registry and from a directory, as any other of KubeVela's.
 
-use xregion_lab::site::{Dist, ENTRIES, NAMESPACE};
+use serde_json::json;
+use xregion_lab::load::Load;
+use xregion_lab::site::{self, Dist, ENTRIES, NAMESPACE};
 
-use super::fixture::{UNMENDED, enabled, eventually, lab};
+use super::fixture::{UNMENDED, enabled, eventually, is_there, join, joined, lab};
+use super::leaves::leave;
 
 fn is_enabled() -> anyhow::Result<()> {
     let status = lab().vela(&["addon", "status", "xregion"])?;
@@ -60,4 +63,53 @@ fn d_disabled_it_leaves_nothing_and_is_enabled_again_from_a_directory() {
     let told = lab().enable(directory.to_str().unwrap(), &[UNMENDED]).unwrap();
     assert!(told.contains("enabled successfully"), "{told}");
     eventually("the addon enabled", is_enabled);
+}
+
+/// As addon/README.md says it, in that order. What is taken down is put up again for the tests after it.
+#[test]
+#[ignore = "make test-faults"]
+fn e_taken_down_in_order_it_leaves_nothing_on_the_hub_or_in_a_region_and_fails_no_request() {
+    let lab = joined();
+    let load = Load::start(lab, &["proxy-west"]).unwrap();
+    lab.vela_delete("join-business-a").unwrap();
+    leave(lab, "business-a");
+    for proxy in ["proxy-east", "proxy-west"] {
+        lab.vela_delete(&format!("region-{proxy}")).unwrap();
+    }
+    lab.vela(&["addon", "disable", "xregion", "-y"]).unwrap();
+    lab.kubectl("hub", &["delete", "namespace", ENTRIES, "--timeout=60s"]).unwrap();
+    let outcome = load.stop().unwrap();
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+
+    // Definitions, roles, what runs, what was written for clusters and regions: whatever says whose it is.
+    let namespaced =
+        "deployments,services,endpointslices,configmaps,secrets,serviceaccounts,roles,rolebindings,jobs,pods,leases,pdb";
+    let cluster_wide = "clusterroles,clusterrolebindings,componentdefinitions.core.oam.dev,workflowstepdefinitions.core.oam.dev,validatingadmissionpolicies";
+    let ours = [
+        ["-l", "app.kubernetes.io/managed-by=xregion"],
+        ["-l", "app.kubernetes.io/name=xregion"],
+        ["-l", "addons.oam.dev/name=xregion"],
+    ];
+    for label in ours {
+        for place in ["hub", "proxy-east", "proxy-west"] {
+            let kinds = if place == "hub" { format!("{namespaced},{cluster_wide}") } else { namespaced.to_owned() };
+            eventually(&format!("nothing with {} at {place}", label[1]), || {
+                let left = lab.kubectl(place, &[&["get", &kinds, "-A", "-o", "name"], &label[..]].concat())?;
+                anyhow::ensure!(left.trim().is_empty(), "{left}");
+                Ok(())
+            });
+        }
+    }
+    assert_eq!(lab.gateway_addresses().unwrap(), [""; 0], "host aliases");
+
+    lab.enable("xregion", &[UNMENDED]).unwrap();
+    for proxy in ["proxy-east", "proxy-west"] {
+        lab.vela_up(&site::region(proxy)).unwrap();
+    }
+    for proxy in ["proxy-east", "proxy-west"] {
+        lab.await_running(&format!("region-{proxy}")).unwrap();
+    }
+    join(lab, "business-a", "proxy-east", json!({}));
+    is_there("business-a");
 }

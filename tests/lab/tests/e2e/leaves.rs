@@ -20,7 +20,7 @@ pub fn leaving(name: &str, cluster: &str, more: &Value) -> Value {
 }
 
 /// Lets a cluster leave by an Application, which is removed again; gives the step's message.
-fn leave(lab: &Lab, cluster: &str) -> String {
+pub fn leave(lab: &Lab, cluster: &str) -> String {
     lab.vela_up(&leaving("leaving", cluster, &json!({}))).unwrap();
     let status = lab.await_running("leaving").unwrap();
     lab.vela_delete("leaving").unwrap();
