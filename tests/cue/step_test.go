@@ -403,6 +403,30 @@ func TestAListOfClustersReachesTheJob(t *testing.T) {
 	}
 }
 
+// One that is left out would bound nothing.
+func TestAParameterThatIsWrongRunsNoJob(t *testing.T) {
+	for _, c := range []struct {
+		parameter string
+		value     any
+	}{
+		{"nodePort", "30007"},
+		{"sourceRanges", "10.0.0.0/8"},
+	} {
+		ofList := map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}, c.parameter: c.value}
+		for where, parameters := range map[string]map[string]any{
+			"one":       with(c.parameter, c.value),
+			"of a list": {"region": "proxy-east", "clusters": []any{ofList}},
+		} {
+			hub := cluster(t, jobTemplate(t))
+			r := run(t, hub, parameters)
+			var jobs batchv1.JobList
+			if err := hub.List(context.Background(), &jobs); err != nil || len(jobs.Items) > 0 || r.phase != "failed" {
+				t.Errorf("%s, %s: %v: %d Jobs, %v, %+v", where, c.parameter, c.value, len(jobs.Items), err, r)
+			}
+		}
+	}
+}
+
 func TestOneClusterOrAList(t *testing.T) {
 	list := []any{map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}}}
 	for want, parameter := range map[string]map[string]any{
