@@ -1,6 +1,7 @@
 //! The command line. Values with rules arrive parsed.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,10 +15,11 @@ use crate::controller::ControllerArgs;
 use crate::error::{Failure, Kind};
 use crate::hub::progress::Place;
 use crate::join::{Member, Source};
+use crate::model::bounds::Bounds;
 use crate::model::labels::Label;
 use crate::model::names::{ClusterName, ObjectName, SecretName};
 use crate::model::route::Mode;
-use crate::model::sources::{SourceRange, SourceRanges};
+use crate::model::sources::SourceRange;
 
 /// Kubernetes makes no token for less.
 const TOKEN_MINIMUM: Duration = Duration::from_secs(600);
@@ -130,6 +132,10 @@ pub struct JoinArgs {
     /// repeated. Not given: from wherever those allow.
     #[arg(long = "source-range", value_name = "CIDR")]
     pub source_ranges: Vec<SourceRange>,
+    /// How many connections its route carries at once in each proxy, in the bounds of the region's maxConnections; more are closed.
+    /// Not given: as many as that allows.
+    #[arg(long, value_name = "NUMBER")]
+    pub max_connections: Option<NonZeroU16>,
     /// By what the region tells its connections from others': port (a node port for the cluster) or sni (the TLS name, on the node port
     /// that the region's clusters share).
     #[arg(long, value_name = "MODE", default_value_t)]
@@ -296,8 +302,8 @@ pub struct MemberArg {
     pub labels: Vec<Label>,
     /// Its node port.
     pub node_port: Option<u16>,
-    /// Where connections to its route may come from.
-    pub sources: SourceRanges,
+    /// What its route lets in.
+    pub bounds: Bounds,
     /// By what its region tells it from others.
     pub mode: Mode,
     /// Whether it may be joined although it has another name already.
@@ -357,6 +363,7 @@ struct RawMember {
     mode: Option<String>,
     #[serde(default)]
     source_ranges: Vec<String>,
+    max_connections: Option<NonZeroU16>,
     #[serde(default)]
     allow_second_name: bool,
     #[serde(default)]
@@ -373,7 +380,10 @@ impl RawMember {
             context: self.context,
             labels: self.labels.iter().map(|(k, v)| format!("{k}={v}").parse()).collect::<Result<_, _>>()?,
             node_port: self.node_port,
-            sources: self.source_ranges.iter().map(|range| range.parse()).collect::<Result<_, _>>()?,
+            bounds: Bounds {
+                sources: self.source_ranges.iter().map(|range| range.parse()).collect::<Result<_, _>>()?,
+                connections: self.max_connections,
+            },
             mode: self.mode.as_deref().map_or(Ok(Mode::Port), str::parse)?,
             allow_second_name: self.allow_second_name,
             replace: self.replace,
@@ -404,9 +414,9 @@ impl FromStr for MemberArg {
 
 impl From<MemberArg> for Member {
     fn from(arg: MemberArg) -> Self {
-        let MemberArg { cluster, region, secret, key, context, labels, node_port, sources, mode, allow_second_name, replace } = arg;
+        let MemberArg { cluster, region, secret, key, context, labels, node_port, bounds, mode, allow_second_name, replace } = arg;
         let source = Source::Secret { name: secret, key, context };
-        Self { cluster, region, source, labels, node_port, sources, mode, allow_second_name, replace }
+        Self { cluster, region, source, labels, node_port, bounds, mode, allow_second_name, replace }
     }
 }
 
@@ -482,9 +492,13 @@ mod tests {
         assert_eq!((one.cluster.as_str(), one.labels[0].to_string().as_str(), one.node_port), ("a", "tier=x", Some(30001)));
         let narrow: MemberArg =
             r#"{"cluster":"a","region":"east","secret":"s","key":"k","sourceRanges":["10.0.0.0/8"]}"#.parse().unwrap();
-        assert_eq!((narrow.sources.to_string().as_str(), one.sources.is_empty()), ("10.0.0.0/8", true));
-        let failure = r#"{"cluster":"a","region":"east","secret":"s","key":"k","sourceRanges":["all"]}"#.parse::<MemberArg>();
-        assert_eq!(failure.unwrap_err().kind, Kind::Usage);
+        assert_eq!((narrow.bounds.sources.to_string().as_str(), &one.bounds), ("10.0.0.0/8", &Bounds::NONE));
+        let limited: MemberArg = r#"{"cluster":"a","region":"east","secret":"s","key":"k","maxConnections":20}"#.parse().unwrap();
+        assert_eq!(limited.bounds, Bounds { connections: NonZeroU16::new(20), ..Bounds::NONE });
+        for bound in [r#""sourceRanges":["all"]"#, r#""maxConnections":0"#, r#""maxConnections":-1"#, r#""maxConnections":65536"#] {
+            let failure = format!(r#"{{"cluster":"a","region":"east","secret":"s","key":"k",{bound}}}"#).parse::<MemberArg>();
+            assert_eq!(failure.unwrap_err().kind, Kind::Usage, "{bound}");
+        }
         let of = |mode: &str| {
             format!(r#"{{"cluster":"a","region":"east","secret":"s","key":"k","mode":"{mode}"}}"#).parse::<MemberArg>()
         };

@@ -15,6 +15,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, OPT_IN, call};
 use crate::join::{Member, Order, Source};
 use crate::leave;
+use crate::model::bounds::Bounds;
 use crate::model::names::{ClusterName, JOB, NAMESPACE, short_hash};
 
 /// The key of the Job's manifest, which is complete but for name, arguments and deadline.
@@ -236,7 +237,8 @@ fn no_template(why: &str) -> Failure {
 /// The command line of the Job of a join. Every field of the order is in it: a new one must find its place here.
 fn arguments(order: &Order, member: &Member, (secret, key, context): (&str, &str, Option<&str>), timeout: Duration) -> Vec<String> {
     let Order { members: _, gateway, adopt, vela: _ } = order;
-    let Member { cluster, region, source: _, labels, node_port, sources, mode, allow_second_name, replace } = member;
+    let Member { cluster, region, source: _, labels, node_port, bounds, mode, allow_second_name, replace } = member;
+    let Bounds { sources, connections } = bounds;
     let mut args = vec!["join".to_owned(), cluster.to_string(), "--here".to_owned()];
     let mut option = |name: &str, value: String| args.push(format!("--{name}={value}"));
     option("region", region.to_string());
@@ -247,10 +249,48 @@ fn arguments(order: &Order, member: &Member, (secret, key, context): (&str, &str
     labels.iter().for_each(|label| option("label", label.to_string()));
     node_port.iter().for_each(|port| option("node-port", port.to_string()));
     sources.into_iter().for_each(|range| option("source-range", range.to_string()));
+    connections.iter().for_each(|most| option("max-connections", most.to_string()));
     option("mode", mode.to_string());
     gateway.iter().for_each(|gateway| option("gateway", gateway.clone()));
     args.extend(allow_second_name.then(|| "--allow-second-name".to_owned()));
     args.extend(replace.then(|| "--replace".to_owned()));
     args.extend(adopt.then(|| "--adopt".to_owned()));
     args
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::model::route::Mode;
+    use crate::model::sources::SourceRanges;
+
+    #[test]
+    fn a_job_is_told_the_bounds_asked_for() {
+        let order = Order { members: vec![], gateway: None, adopt: false, vela: "vela".into() };
+        let narrow: SourceRanges = "10.0.0.0/8,192.0.2.1".parse().unwrap();
+        for bounds in [Bounds::NONE, Bounds { sources: narrow, connections: NonZeroU16::new(20) }] {
+            let source = Source::Secret { name: "s".parse().unwrap(), key: "k".into(), context: None };
+            let member = Member {
+                cluster: "business-a".parse().unwrap(),
+                region: "proxy-east".parse().unwrap(),
+                source,
+                labels: vec![],
+                node_port: None,
+                bounds: bounds.clone(),
+                mode: Mode::Port,
+                allow_second_name: false,
+                replace: false,
+            };
+            let args = arguments(&order, &member, ("s", "k", None), Duration::from_secs(600));
+            let cli = Cli::try_parse_from(["xregion".to_owned()].into_iter().chain(args)).unwrap();
+            let Command::Join(told) = cli.command else { panic!("another command") };
+            let sources = told.source_ranges.into_iter().collect();
+            assert_eq!(Bounds { sources, connections: told.max_connections }, bounds);
+        }
+    }
 }

@@ -21,6 +21,7 @@ use crate::hub::Hub;
 use crate::hub::progress::{self, Progress};
 use crate::join::{self, Member, Order, Source};
 use crate::mint::{self, Account};
+use crate::model::bounds::Bounds;
 use crate::model::checkup::Checkup;
 use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
@@ -108,7 +109,7 @@ fn order(args: &JoinArgs) -> Result<Order> {
                 source,
                 labels: args.labels.clone(),
                 node_port: args.node_port,
-                sources: args.source_ranges.iter().copied().collect(),
+                bounds: Bounds { sources: args.source_ranges.iter().copied().collect(), connections: args.max_connections },
                 mode: args.mode,
                 allow_second_name: args.allow_second_name,
                 replace: args.replace,

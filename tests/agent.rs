@@ -7,6 +7,7 @@ mod cluster;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -23,21 +24,23 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
 use xregion::agent::{AgentArgs, serve};
+use xregion::model::bounds::Bounds;
 use xregion::model::names::{HubId, Slot};
 use xregion::model::nginx::{Limits, Served};
 use xregion::model::region::{SNI_LISTEN, Timeouts};
 use xregion::model::report::Reason;
 use xregion::model::route::Route;
-use xregion::model::sources::SourceRanges;
 
 use self::cluster::{Cluster, config_map, settings};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const LIMITS: Limits = Limits {
-    timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 },
-    connections: 0,
-    sources: SourceRanges::EVERYBODY,
-};
+const LIMITS: Limits =
+    Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, bounds: Bounds::NONE };
+
+/// With at most so many connections for each route.
+fn most(connections: u16) -> Limits {
+    Limits { bounds: Bounds { connections: NonZeroU16::new(connections), ..Bounds::NONE }, ..LIMITS }
+}
 
 fn nginx_path() -> PathBuf {
     let path = PathBuf::from("/usr/sbin/nginx");
@@ -79,7 +82,7 @@ fn route(cluster: &str, host: &str, port: u16, listen: u16) -> Route {
         host,
         port,
         listen,
-        sources: SourceRanges::EVERYBODY,
+        bounds: Bounds::NONE,
         server_name: None,
         alias: None,
         proven_at: None,
@@ -170,7 +173,7 @@ async fn a_route_carries_no_more_connections_at_once_than_may_be() {
     let (one, other) = (free_port().await, free_port().await);
     let routes = [served("one", one, upstream.port(), &["127.0.0.1"]), served("other", other, upstream.port(), &["127.0.0.1"])];
     let mut nginx = start(directory.path(), &routes).await;
-    let files = nginx.host().render(Limits { connections: 2, ..LIMITS }, &routes);
+    let files = nginx.host().render(most(2), &routes);
     assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 2 });
 
     let first = dial(one).await.unwrap();
@@ -185,6 +188,54 @@ async fn a_route_carries_no_more_connections_at_once_than_may_be() {
     });
     again.await.expect("what ended makes room");
     nginx.stop(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn a_route_s_own_limit_holds_within_its_region_s_and_touches_no_other_route() {
+    let directory = TempDir::new().unwrap();
+    let upstream = echo().await;
+    let (few, more) = (free_port().await, free_port().await);
+    let of = |name: &str, listen: u16, most: u16| {
+        let mut served = served(name, listen, upstream.port(), &["127.0.0.1"]);
+        served.route.bounds.connections = NonZeroU16::new(most);
+        served
+    };
+    // As many as a port lets in at once, of more than either route of this test does.
+    let lets_in = async |port: u16| {
+        let mut open = Vec::new();
+        for _ in 0..6 {
+            open.extend(dial(port).await.ok());
+        }
+        open
+    };
+    let mut nginx = start(directory.path(), &[of("few", few, 2), of("more", more, 4)]).await;
+    let (mut of_few, of_more) = (lets_in(few).await, lets_in(more).await);
+    assert_eq!((of_few.len(), of_more.len()), (2, 4));
+    for stream in &mut of_few {
+        echoes(stream).await.expect("what is over the limit ends, and nothing else");
+    }
+
+    // What is open counts on, and is not cut.
+    let routes = [of("few", few, 3), of("more", more, 4)];
+    assert_eq!(apply(&mut nginx, &routes).await, Outcome::Reloaded { generation: 2 });
+    of_few.extend(lets_in(few).await);
+    assert_eq!((of_few.len(), lets_in(more).await.len()), (3, 0), "a raised limit makes room at once, for its own route");
+    let files = nginx.host().render(most(1), &routes);
+    assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 3 });
+    drop(of_more);
+    let again = timeout(Duration::from_secs(5), async {
+        loop {
+            let open = lets_in(more).await;
+            if !open.is_empty() {
+                return open;
+            }
+        }
+    });
+    assert_eq!(again.await.expect("what ended makes room").len(), 1, "a route carries no more than its region lets it");
+    for stream in &mut of_few {
+        echoes(stream).await.expect("what is open stays open");
+    }
+    nginx.stop(Duration::ZERO).await;
 }
 
 /// A connection from one of this machine's addresses, on which a word came back.
@@ -203,7 +254,7 @@ async fn only_who_is_let_in_by_region_and_route_gets_through() {
     let (wide, narrow, nobody) = (free_port().await, free_port().await, free_port().await);
     let of = |name: &str, listen: u16, ranges: Option<&str>| {
         let mut served = served(name, listen, upstream.port(), &["127.0.0.1"]);
-        served.route.sources = ranges.map(|ranges| ranges.parse().unwrap()).unwrap_or_default();
+        served.route.bounds.sources = ranges.map(|ranges| ranges.parse().unwrap()).unwrap_or_default();
         served
     };
     let routes = [of("wide", wide, None), of("narrow", narrow, Some("127.0.0.2")), of("nobody", nobody, Some("192.0.2.0/24"))];
@@ -221,7 +272,7 @@ async fn only_who_is_let_in_by_region_and_route_gets_through() {
     assert_eq!(lets_in(nobody).await, [false, false, false]);
 
     let mut open = dial_from(stranger, wide).await.unwrap();
-    let limits = || Limits { sources: "127.0.0.0/24".parse().unwrap(), ..LIMITS };
+    let limits = || Limits { bounds: Bounds { sources: "127.0.0.0/24".parse().unwrap(), ..Bounds::NONE }, ..LIMITS };
     let files = nginx.host().render(limits(), &routes);
     assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 2 });
     assert_eq!(lets_in(wide).await, [true, true, false], "the region's ranges hold for every route");

@@ -32,6 +32,15 @@ fn as_a_plugin_of_kubectl_it_is_called_so() {
 }
 
 #[test]
+fn a_limit_of_connections_is_at_least_one() {
+    for most in ["0", "-1", "65536", "many"] {
+        let limit = format!("--max-connections={most}");
+        let (code, _, complaint) = run(XREGION, &["join", "business-a", "--region", "proxy-east", "--secret", "s", &limit]);
+        assert!(code == Some(2) && complaint.contains("for '--max-connections <NUMBER>'"), "{complaint}");
+    }
+}
+
+#[test]
 fn completions_and_manual_pages_name_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, script, _) = run(XREGION, &["completions", shell]);

@@ -5,13 +5,26 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use libfuzzer_sys::fuzz_target;
+use xregion::model::bounds::Bounds;
 use xregion::model::nginx::{Build, Host, Limits, Served};
 use xregion::model::region::Timeouts;
 use xregion::model::route::Route;
-use xregion::model::sources::SourceRanges;
 
-const KEYS: [&str; 12] =
-    ["schema", "hub", "cluster", "host", "port", "listen", "mode", "slot", "alias", "provenAt", "sourceRanges", "serverName"];
+const KEYS: [&str; 13] = [
+    "schema",
+    "hub",
+    "cluster",
+    "host",
+    "port",
+    "listen",
+    "mode",
+    "slot",
+    "alias",
+    "provenAt",
+    "sourceRanges",
+    "serverName",
+    "maxConnections",
+];
 
 fuzz_target!(|texts: Vec<Option<String>>| {
     let valid = ["1", "hub-uid", "business-a", "api.example", "443", "8000", "port"].map(str::to_owned);
@@ -34,8 +47,9 @@ fuzz_target!(|texts: Vec<Option<String>>| {
         Build::parse("configure arguments: --prefix=/etc/nginx --with-stream --with-stream_ssl_preread_module").expect("a build");
     let host = Host { build, directory: "/run/xregion".into(), ipv6: false, open_files: 1 << 20, user: None, sni_listen: 7443 };
     let timeouts = Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 };
-    let limits = Limits { timeouts, connections: 0, sources: SourceRanges::EVERYBODY };
-    let (listen, port, sources, by_name) = (route.listen, route.port, route.sources.clone(), route.server_name.clone());
+    let limits = Limits { timeouts, bounds: Bounds::NONE };
+    let (listen, port, by_name) = (route.listen, route.port, route.server_name.clone());
+    let Bounds { sources, connections } = route.bounds.clone();
     let files = host.render(limits, [&Served { route, addresses: vec!["192.0.2.1".parse().expect("an address")] }]);
     let words = files["sni.conf"].lines().map(str::trim).filter(|line| line.starts_with('"')).collect::<Vec<_>>();
     let (_, text) = files.iter().find(|(name, _)| name.starts_with("routes/")).expect("the route's file");
@@ -60,6 +74,7 @@ fuzz_target!(|texts: Vec<Option<String>>| {
     ];
     want.extend((&sources).into_iter().map(|range| format!("allow {range};")));
     want.extend((!sources.is_empty()).then(|| "deny all;".into()));
+    want.extend(connections.map(|most| format!("limit_conn routes {most};")));
     want.extend([format!("proxy_pass {name};"), format!("access_log /dev/stdout {name};"), "}".into()]);
     assert_eq!(directives, want);
 });

@@ -54,17 +54,14 @@ mod tests {
     use super::super::nginx::{Nginx, inspect};
     use super::super::plan::Plan;
     use super::*;
+    use crate::model::bounds::Bounds;
     use crate::model::names::{HubId, Slot};
     use crate::model::nginx::{Limits, Served};
     use crate::model::region::Timeouts;
     use crate::model::route::Route;
-    use crate::model::sources::SourceRanges;
 
-    const LIMITS: Limits = Limits {
-        timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 },
-        connections: 0,
-        sources: SourceRanges::EVERYBODY,
-    };
+    const LIMITS: Limits =
+        Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 60, drain_seconds: 60 }, bounds: Bounds::NONE };
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     async fn free_port() -> u16 {
@@ -80,7 +77,7 @@ mod tests {
             host,
             port,
             listen,
-            sources: SourceRanges::EVERYBODY,
+            bounds: Bounds::NONE,
             server_name: None,
             alias: None,
             proven_at: None,

@@ -50,10 +50,10 @@ use self::plan::{Facts, Plan, Serving};
 use self::watched::Watched;
 use crate::connect;
 use crate::endpoints::{self, Endpoints, Health};
+use crate::model::bounds::Bounds;
 use crate::model::nginx::Limits;
 use crate::model::region::{SNI_LISTEN, Timeouts};
 use crate::model::report::Report;
-use crate::model::sources::SourceRanges;
 
 /// How long a proxy that ends goes on accepting: it takes a while until nobody sends it connections any more.
 /// The hub asks every second, at the region's own port, and takes a silence for one when it is the second.
@@ -65,11 +65,8 @@ const RECORDS: Duration = Duration::from_secs(1);
 /// How often the loop turns at least; then also what was rejected is tried again.
 const TICK: Duration = Duration::from_secs(20);
 /// While nothing is served there is nothing to time out.
-const NO_TRAFFIC: Limits = Limits {
-    timeouts: Timeouts { connect_seconds: 1, idle_seconds: 1, drain_seconds: 1 },
-    connections: 0,
-    sources: SourceRanges::EVERYBODY,
-};
+const NO_TRAFFIC: Limits =
+    Limits { timeouts: Timeouts { connect_seconds: 1, idle_seconds: 1, drain_seconds: 1 }, bounds: Bounds::NONE };
 
 /// Options of `xregion agent`.
 #[derive(Args, Clone, Debug)]
@@ -221,8 +218,7 @@ impl Agent {
         let unlistenable = plan.take_out_unlistenable(serving, nginx::can_listen);
 
         let start = Instant::now();
-        let sources = region.source_ranges.clone();
-        let limits = Limits { timeouts: region.timeouts, connections: region.max_connections, sources };
+        let limits = Limits { timeouts: region.timeouts, bounds: region.bounds() };
         let files = self.nginx.host().render(limits, plan.served.values());
         let outcome = self.nginx.apply(files).await;
         let (routes, problems, ms) = (plan.served.len(), plan.problems.len(), start.elapsed().as_millis());

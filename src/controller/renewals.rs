@@ -259,7 +259,7 @@ fn doors(seen: &Seen, membership: &Membership) -> Result<Vec<Door>> {
     let unknown = || Failure::new(Kind::RegionUnreachable, format!("region {} was not looked at", membership.region), "wait");
     let Inside { nodes, settings, .. } = region.ok_or_else(unknown)?.inside.as_ref().map_err(Clone::clone)?;
     let patience = Duration::from_secs(u64::from(settings.timeouts.connect_seconds));
-    let sources = settings.source_ranges.both(&membership.sources);
+    let let_in = settings.bounds().both(&membership.bounds, membership.mode);
     let ready = nodes.iter().filter(|node| node.ready);
     let doors = ready.map(|node| Door {
         node: node.to_string(),
@@ -267,7 +267,7 @@ fn doors(seen: &Seen, membership: &Membership) -> Result<Vec<Door>> {
         port: membership.node_port,
         patience,
         upstream_patience: patience,
-        sources: sources.clone(),
+        let_in: let_in.clone(),
     });
     Ok(doors.collect())
 }

@@ -26,6 +26,7 @@ use crate::hub::progress::{Progress, Stage, Teller};
 use crate::hub::{Brought, Hub};
 use crate::leave;
 use crate::model::aliases::HostAliases;
+use crate::model::bounds::Bounds;
 use crate::model::joined::Joined;
 use crate::model::kubeconfig::{Access, Credentials, authority_part};
 use crate::model::labels::Label;
@@ -36,7 +37,6 @@ use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::region::{Entry, SNI_PORT};
 use crate::model::renewal::outlived;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
-use crate::model::sources::SourceRanges;
 use crate::region::{Region, release_ports};
 use crate::undo::Undo;
 use crate::vela;
@@ -70,8 +70,8 @@ pub struct Member {
     pub labels: Vec<Label>,
     /// The node port it should have.
     pub node_port: Option<u16>,
-    /// Where connections to its route may come from, in the bounds of its region's.
-    pub sources: SourceRanges,
+    /// What its route is to let in, in the bounds of its region.
+    pub bounds: Bounds,
     /// By what its region is to tell its connections from others'.
     pub mode: Mode,
     /// Whether it may be joined although it has another name already.
@@ -172,7 +172,7 @@ async fn prove<'a>(
     if slot != other {
         // What serves there must not be bent before the new upstream is proven.
         join.try_out(other).await?;
-    } else if serving == Some(slot) && laid[slot as usize].route.as_ref().is_some_and(|route| route.sources != member.sources) {
+    } else if serving == Some(slot) && laid[slot as usize].route.as_ref().is_some_and(|route| route.bounds != member.bounds) {
         // Nor must it shut the hub out.
         join.try_out(slot.other()).await?;
     }
@@ -285,7 +285,7 @@ impl<'a> Join<'a> {
                 (access, stays.then(|| Origin { secret: name.clone(), key: key.clone(), context: context.clone() }))
             }
         };
-        let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.sources)
+        let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.bounds)
             .map_err(|failure| failure.about(&format!("cluster {}", member.cluster)))?;
         let region = Region::enter(hub, &member.region).await?;
         let nodes = entry_nodes(&region).await?;

@@ -139,7 +139,7 @@ impl Join<'_> {
             region: self.member.region.clone(),
             upstream: route.host.clone(),
             upstream_port: route.port,
-            sources: route.sources.clone(),
+            bounds: route.bounds.clone(),
             alias,
             node_port: port,
             mode: route.mode(),

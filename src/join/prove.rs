@@ -53,7 +53,7 @@ impl Join<'_> {
             host: self.access.host.clone(),
             port: self.access.port,
             listen: SNI_LISTEN,
-            sources: self.member.sources.clone(),
+            bounds: self.member.bounds.clone(),
             server_name: self.server_name.clone(),
             alias: current.and_then(|route| route.alias.clone()),
             proven_at: current.and_then(|route| route.proven_at),
@@ -122,7 +122,7 @@ impl Join<'_> {
                 &format!("proving the way to {} over {ready} {}", route.cluster, entry_name(self.region.settings.entry)),
             )
             .await;
-        let (alias, identity) = self.prove(port).await?;
+        let (alias, identity) = self.prove(port, route.mode()).await?;
         if route.proven_at.is_none() || route.alias.as_ref() != Some(&alias) {
             route.alias = Some(alias.clone());
             route.proven_at = Some(Timestamp::now());
@@ -136,7 +136,7 @@ impl Join<'_> {
             mode: route.mode(),
             upstream: route.host,
             upstream_port: route.port,
-            sources: route.sources,
+            bounds: route.bounds,
             alias,
             node_port: port,
             identity,
@@ -258,9 +258,9 @@ impl Join<'_> {
     }
 
     /// Goes the way the gateway will go, over every ready node: TCP, TLS name and authority, credentials, identity.
-    async fn prove(&mut self, port: u16) -> Result<(DnsName, String)> {
+    async fn prove(&mut self, port: u16, mode: Mode) -> Result<(DnsName, String)> {
         let patience = Duration::from_secs(u64::from(self.region.settings.timeouts.connect_seconds));
-        let sources = self.region.settings.source_ranges.both(&self.member.sources);
+        let let_in = self.region.settings.bounds().both(&self.member.bounds, mode);
         let doors: Vec<_> = self
             .nodes
             .iter()
@@ -271,7 +271,7 @@ impl Join<'_> {
                 port,
                 patience: port_patience(self.region.settings.entry),
                 upstream_patience: patience,
-                sources: sources.clone(),
+                let_in: let_in.clone(),
             })
             .collect();
         let name = self.access.certificate_name();

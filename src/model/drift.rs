@@ -268,7 +268,7 @@ fn entry_changed(member: &Member) -> Trouble {
 
 /// What a cluster's way through its region lacks.
 fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
-    let Membership { region, upstream, upstream_port, sources, alias, node_port, mode, .. } = &member.membership;
+    let Membership { region, upstream, upstream_port, bounds, alias, node_port, mode, .. } = &member.membership;
     let (slot, laid) = inside.slot(hub, &member.name, &member.membership, member.membership.serving());
     let laid = &laid[slot as usize];
     let mut route = Route {
@@ -278,7 +278,7 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
         host: upstream.clone(),
         port: *upstream_port,
         listen: SNI_LISTEN,
-        sources: sources.clone(),
+        bounds: bounds.clone(),
         server_name: member.membership.server_name().cloned(),
         alias: Some(alias.clone()),
         // It was proven, or it would not be joined; of when, a lost one tells no more than that.

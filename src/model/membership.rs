@@ -6,9 +6,9 @@ use std::fmt;
 
 use jiff::Timestamp;
 
+use super::bounds::Bounds;
 use super::names::{ApiHost, ClusterName, DnsName, SecretName};
 use super::route::{Mode, Serving, Way};
-use super::sources::SourceRanges;
 
 /// Label by which KubeVela and cluster-gateway tell cluster Secrets from others.
 pub const CREDENTIAL_TYPE: &str = "cluster.core.oam.dev/cluster-credential-type";
@@ -22,8 +22,10 @@ pub const RENEWS: &str = "xregion.oam.dev/renews";
 pub const SOURCE: &str = "xregion.oam.dev/source";
 /// Annotation for the networks that connections may come from.
 const SOURCE_RANGES: &str = "xregion.oam.dev/source-ranges";
+/// Annotation for how many connections its route carries at once in each proxy.
+const MAX_CONNECTIONS: &str = "xregion.oam.dev/max-connections";
 /// Those of the record that may be missing.
-pub const OPTIONAL: [&str; 4] = [EXPIRES, RENEWS, SOURCE, SOURCE_RANGES];
+pub const OPTIONAL: [&str; 5] = [EXPIRES, RENEWS, SOURCE, SOURCE_RANGES, MAX_CONNECTIONS];
 /// The version of the record.
 const SCHEMA: &str = "1";
 
@@ -36,8 +38,8 @@ pub struct Membership {
     pub upstream: ApiHost,
     /// Its port.
     pub upstream_port: u16,
-    /// Where connections to its route may come from.
-    pub sources: SourceRanges,
+    /// What its route lets in, in the bounds of the region.
+    pub bounds: Bounds,
     /// The host name that leads to the region's nodes on the hub.
     pub alias: DnsName,
     /// The node port there.
@@ -119,8 +121,9 @@ impl Membership {
             ("identity", self.identity.clone()),
         ]
         .into_iter()
-        .chain((!self.sources.is_empty()).then(|| ("source-ranges", self.sources.to_string())))
         .map(|(key, value)| (format!("{PREFIX}{key}"), value))
+        .chain((!self.bounds.sources.is_empty()).then(|| (SOURCE_RANGES.to_owned(), self.bounds.sources.to_string())))
+        .chain(self.bounds.connections.map(|most| (MAX_CONNECTIONS.to_owned(), most.to_string())))
         .chain(self.expires.map(|expires| (EXPIRES.to_owned(), expires.to_string())))
         .chain(self.renews.map(|renews| (RENEWS.to_owned(), renews.to_string())))
         .chain(self.source.as_ref().map(|source| (SOURCE.to_owned(), source.to_string())))
@@ -138,7 +141,10 @@ impl Membership {
             region: get("region")?.parse().ok()?,
             upstream: host.parse().ok()?,
             upstream_port: port.parse().ok()?,
-            sources: get("source-ranges").map(|ranges| ranges.parse()).transpose().ok()?.unwrap_or_default(),
+            bounds: Bounds {
+                sources: annotations.get(SOURCE_RANGES).map(|ranges| ranges.parse()).transpose().ok()?.unwrap_or_default(),
+                connections: annotations.get(MAX_CONNECTIONS).map(|most| most.parse()).transpose().ok()?,
+            },
             alias: get("alias")?.parse().ok()?,
             node_port: get("node-port")?.parse().ok()?,
             mode: get("mode").map_or(Some(Mode::Port), |mode| mode.parse().ok())?,
@@ -152,6 +158,8 @@ impl Membership {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
 
     #[test]
@@ -161,18 +169,20 @@ mod tests {
             let context = context.map(str::to_owned);
             Some(Origin { secret: "a.kubeconfig".parse().unwrap(), key: "kube_config.yaml".into(), context })
         };
-        let hub: SourceRanges = "10.80.0.10,2001:db8::/32".parse().unwrap();
-        for (upstream, expires, sources, mode, source) in [
-            ("api.example", None, SourceRanges::EVERYBODY, Mode::Sni, None),
+        let hub = Bounds { sources: "10.80.0.10,2001:db8::/32".parse().unwrap(), ..Bounds::NONE };
+        let few = Bounds { connections: NonZeroU16::new(20), ..Bounds::NONE };
+        for (upstream, expires, bounds, mode, source) in [
+            ("api.example", None, Bounds::NONE, Mode::Sni, None),
             ("api.example", None, hub, Mode::Port, None),
-            ("10.0.0.1", Some(end), SourceRanges::EVERYBODY, Mode::Port, origin(None)),
-            ("2001:db8::1", None, SourceRanges::EVERYBODY, Mode::Port, origin(Some("arn:aws:eks:x:1:cluster/prod"))),
+            ("api.example", None, few, Mode::Port, None),
+            ("10.0.0.1", Some(end), Bounds::NONE, Mode::Port, origin(None)),
+            ("2001:db8::1", None, Bounds::NONE, Mode::Port, origin(Some("arn:aws:eks:x:1:cluster/prod"))),
         ] {
             let membership = Membership {
                 region: "proxy-east".parse().unwrap(),
                 upstream: upstream.parse().unwrap(),
                 upstream_port: 6443,
-                sources: sources.clone(),
+                bounds: bounds.clone(),
                 alias: "api.example".parse().unwrap(),
                 node_port: 30001,
                 mode,
@@ -183,15 +193,18 @@ mod tests {
             };
             let mut annotations = membership.to_annotations();
             let optional = OPTIONAL.map(|key| annotations.contains_key(key));
-            assert_eq!(optional, [expires.is_some(), expires.is_some(), membership.source.is_some(), !sources.is_empty()]);
+            let (sources, most) = (!bounds.sources.is_empty(), bounds.connections.is_some());
+            assert_eq!(optional, [expires.is_some(), expires.is_some(), membership.source.is_some(), sources, most]);
             assert_eq!(Membership::from_annotations(&annotations).as_ref(), Some(&membership));
             let mut older = annotations.clone();
             older.remove("xregion.oam.dev/mode");
             let older = Membership::from_annotations(&older);
             assert_eq!(older, Some(Membership { mode: Mode::Port, ..membership }), "no mode was recorded once");
-            annotations.insert("xregion.oam.dev/source-ranges".into(), "anybody".into());
-            assert_eq!(Membership::from_annotations(&annotations), None, "what can't be read is not taken for everybody");
-            annotations.insert("xregion.oam.dev/source-ranges".into(), "0.0.0.0/0".into());
+            for (key, value) in [("source-ranges", "anybody"), ("max-connections", "0"), ("max-connections", "")] {
+                let mut bent = annotations.clone();
+                bent.insert(format!("xregion.oam.dev/{key}"), value.into());
+                assert_eq!(Membership::from_annotations(&bent), None, "what can't be read is not taken for no bound");
+            }
             annotations.insert("xregion.oam.dev/schema".into(), "2".into());
             assert_eq!(Membership::from_annotations(&annotations), None);
         }

@@ -2,6 +2,7 @@
 
 pub mod aliases;
 pub mod answering;
+pub mod bounds;
 pub mod checkup;
 pub mod drift;
 pub mod entries;

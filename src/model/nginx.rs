@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use super::bounds::Bounds;
 use super::names::DnsName;
 use super::region::Timeouts;
-use super::route::Route;
-use super::sources::{SourceRange, SourceRanges};
+use super::route::{Mode, Route};
+use super::sources::SourceRange;
 
 /// Connections a worker can hold for traffic: a session takes two. nginx's own default of 512 is 256 sessions.
 const CONNECTIONS: usize = 8192;
@@ -97,10 +98,8 @@ pub struct Served {
 pub struct Limits {
     /// How long they may take and last.
     pub timeouts: Timeouts,
-    /// How many a route carries at once; 0: as many as come.
-    pub connections: u32,
-    /// Where they may come from, as far as a route's own ranges don't bound it further.
-    pub sources: SourceRanges,
+    /// What a route lets in, as far as its own bounds don't bound it further.
+    pub bounds: Bounds,
 }
 
 /// Files by their path below a generation's directory.
@@ -125,17 +124,18 @@ impl Host {
     /// Renders the configuration; equal inputs give equal text, so comparing text tells whether a reload is needed.
     pub fn render<'a>(&self, limits: Limits, served: impl IntoIterator<Item = &'a Served>) -> Files {
         let mut files = Files::new();
-        let (mut listeners, mut names) = (1, BTreeMap::new());
+        let (mut listeners, mut counts, mut names) = (1, false, BTreeMap::new());
         for served in served {
             let route = &served.route;
             files.insert(file_name(route), self.route(served, &limits));
+            counts |= limits.bounds.both(&route.bounds, route.mode()).connections.is_some();
             match &route.server_name {
                 None => listeners += 1,
                 // Whoever has the same name leads to the same upstream.
                 Some(name) => drop(names.entry(name).or_insert(route)),
             }
         }
-        files.insert("nginx.conf".into(), self.main(&limits, listeners));
+        files.insert("nginx.conf".into(), self.main(&limits.timeouts, listeners, counts));
         files.insert(SNI_FILE.into(), self.sni(&names, &limits));
         files
     }
@@ -145,14 +145,14 @@ impl Host {
         format!("server {{\n    listen unix:{};\n    return {generation};\n}}\n", self.socket().display())
     }
 
-    fn main(&self, Limits { timeouts, connections: limit, sources: _ }: &Limits, listeners: usize) -> String {
+    fn main(&self, timeouts: &Timeouts, listeners: usize, counts: bool) -> String {
         // A listener occupies a connection in every worker.
         let connections = CONNECTIONS + listeners * if self.ipv6 { 2 } else { 1 } + 1;
         let open_files = self.open_files.min(connections as u64 + OTHER_FILES);
         let module = self.build.stream_module.as_ref().map(|path| format!("load_module {};\n", path.display()));
         let user = self.user.as_ref().map(|user| format!("user {user};\n"));
         // A route is known by the port it listens on; 1 MiB counts some ten thousand of them.
-        let zone = if *limit > 0 { "\n    limit_conn_zone $server_port zone=routes:1m;" } else { "" };
+        let zone = if counts { "\n    limit_conn_zone $server_port zone=routes:1m;" } else { "" };
         // `worker_shutdown_timeout 0` would mean for ever, and old workers would pile up.
         let [connect, idle, drain] =
             [timeouts.connect_seconds, timeouts.idle_seconds, timeouts.drain_seconds].map(|seconds| seconds.max(1));
@@ -219,7 +219,7 @@ server {{
             log = log_format(SNI_LOG, "$xregion_cluster", "$xregion_hub", FORWARDED),
             listeners = self.listeners(self.sni_listen),
             // Whose the connection is, is known too late for ranges of a route.
-            sources = access(limits.sources.both(&SourceRanges::EVERYBODY)),
+            sources = access(limits.bounds.both(&Bounds::NONE, Mode::Sni).sources),
         )
     }
 
@@ -247,9 +247,10 @@ server {{
         }
         text.push_str("server {\n");
         text.push_str(&self.listeners(route.listen));
-        text.push_str(&access(limits.sources.both(&route.sources)));
-        if limits.connections > 0 {
-            let _ = writeln!(text, "    limit_conn routes {};", limits.connections);
+        let let_in = limits.bounds.both(&route.bounds, Mode::Port);
+        text.push_str(&access(let_in.sources));
+        if let Some(most) = let_in.connections {
+            let _ = writeln!(text, "    limit_conn routes {most};");
         }
         let _ = write!(text, "    proxy_pass {name};\n    access_log /dev/stdout {name};\n}}\n");
         text
@@ -284,11 +285,14 @@ fn file_name(route: &Route) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::model::names::{HubId, Slot};
     use crate::model::region::SNI_LISTEN;
+    use crate::model::sources::SourceRanges;
 
     const DEBIAN: &str = "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22 (running with OpenSSL 3.0.19)\nTLS SNI support enabled\n\
         configure arguments: --with-cc-opt='-g -O2 -fPIC' --prefix=/usr/share/nginx --conf-path=/etc/nginx/nginx.conf \
@@ -304,11 +308,7 @@ mod tests {
     }
 
     fn limits() -> Limits {
-        Limits {
-            timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 },
-            connections: 0,
-            sources: SourceRanges::EVERYBODY,
-        }
+        Limits { timeouts: Timeouts { connect_seconds: 3, idle_seconds: 14400, drain_seconds: 3600 }, bounds: Bounds::NONE }
     }
 
     fn served(cluster: &str, upstream: &str, addresses: &[&str]) -> Served {
@@ -319,7 +319,7 @@ mod tests {
             host: upstream.parse().unwrap(),
             port: 443,
             listen: 8000,
-            sources: SourceRanges::EVERYBODY,
+            bounds: Bounds::NONE,
             server_name: None,
             alias: None,
             proven_at: None,
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn the_main_file_follows_the_build_the_limits_and_the_region() {
-        let stock = host().main(&limits(), 2);
+        let stock = host().main(&limits().timeouts, 2, false);
         assert!(!stock.contains("load_module") && !stock.contains("user "), "{stock}");
         for want in
             ["worker_shutdown_timeout 3600s;", "proxy_timeout 14400s;", "proxy_connect_timeout 3s;", "worker_connections 8197;"]
@@ -416,23 +416,45 @@ mod tests {
             assert!(stock.contains(want), "{want}: {stock}");
         }
         let tight = Host { build: Build::parse(DEBIAN).unwrap(), open_files: 1024, user: Some("root".into()), ..host() };
-        let text = tight.main(&Limits { timeouts: Timeouts { drain_seconds: 0, ..limits().timeouts }, ..limits() }, 1);
+        let text = tight.main(&Timeouts { drain_seconds: 0, ..limits().timeouts }, 1, false);
         assert!(text.starts_with("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\n"), "{text}");
         assert!(text.contains("worker_rlimit_nofile 1024;") && text.contains("worker_shutdown_timeout 1s;"), "{text}");
     }
 
     #[test]
-    fn a_limit_of_connections_stands_at_every_route() {
-        let of = |connections: u32| {
-            host()
-                .render(Limits { connections, ..limits() }, [&served("a", "api.example", &["192.0.2.1"])])
-                .into_values()
-                .collect::<String>()
+    fn a_limit_of_connections_stands_at_every_route_that_has_one() {
+        let (hub, most) =
+            (HubId::new("hub-uid").short(), |most: u16| Bounds { connections: NonZeroU16::new(most), ..Bounds::NONE });
+        let of = |cluster: &str, own: u16| {
+            let mut served = served(cluster, "api.example", &["192.0.2.1"]);
+            served.route.bounds = most(own);
+            served
         };
-        let text = of(100);
-        assert!(text.contains("s;\n    limit_conn_zone $server_port zone=routes:1m;\n    include generation.conf;"), "{text}");
-        assert!(text.contains("    limit_conn routes 100;\n    proxy_pass "), "{text}");
-        assert!(!of(0).contains("limit_conn"));
+        // The region's, and those of two routes; what stands at these.
+        for (region, [a, b], want) in [
+            (0, [0, 0], [None, None]),
+            (100, [0, 0], [Some(100), Some(100)]),
+            (0, [20, 0], [Some(20), None]),
+            (0, [20, 30], [Some(20), Some(30)]),
+            (100, [20, 0], [Some(20), Some(100)]),
+            (100, [1000, 100], [Some(100), Some(100)]),
+        ] {
+            let limits = || Limits { bounds: most(region), ..limits() };
+            // What is told apart by name is not counted, whatever somebody has written into its route.
+            let files = host().render(limits(), [&of("a", a), &of("b", b), &named("n.example", of("n", 7))]);
+            for (cluster, want) in ["a", "b"].into_iter().zip(want) {
+                let text = &files[&format!("routes/{cluster}-{hub}.conf")];
+                let found: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("limit_conn ")).collect();
+                let want: Vec<_> = want.iter().map(|most: &u16| format!("routes {most};")).collect();
+                assert_eq!(found, want, "{region} {a} {b}: {text}");
+            }
+            let zone =
+                files["nginx.conf"].contains("s;\n    limit_conn_zone $server_port zone=routes:1m;\n    include generation.conf;");
+            assert_eq!(zone, want != [None, None], "{region} {a} {b}");
+            assert!(!files["sni.conf"].contains("limit_conn") && !files[&format!("routes/n-{hub}.conf")].contains("limit_conn"));
+            let alone = host().render(limits(), [&named("n.example", of("n", 7))]);
+            assert!(!alone["nginx.conf"].contains("limit_conn"));
+        }
     }
 
     #[test]
@@ -440,8 +462,9 @@ mod tests {
         let of = |region: &str, route: &str| {
             let ranges = |text: &str| if text.is_empty() { SourceRanges::EVERYBODY } else { text.parse().unwrap() };
             let mut served = served("a", "api.example", &["192.0.2.1"]);
-            served.route.sources = ranges(route);
-            let text = host().route(&served, &Limits { sources: ranges(region), ..limits() });
+            served.route.bounds.sources = ranges(route);
+            let bounds = Bounds { sources: ranges(region), ..Bounds::NONE };
+            let text = host().route(&served, &Limits { bounds, ..limits() });
             text.lines().filter(|line| line.contains("allow ") || line.contains("deny ")).map(str::trim).collect::<String>()
         };
         assert_eq!(of("", ""), "");

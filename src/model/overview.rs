@@ -1,10 +1,12 @@
 //! What `status` shows: regions, their proxies and clusters, and what is out of step. Its JSON is described in `docs/status.md`.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::bounds::LetIn;
 use super::checkup::{self, Outcome, Problem, Subject};
 use super::drift::Told;
 use super::names::{CONTROLLER, ClusterName, NAMESPACE};
@@ -157,6 +159,9 @@ pub struct RouteView {
     /// Where connections may come from, if not from everywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_ranges: Option<Vec<String>>,
+    /// How many each proxy carries at once, if not as many as come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<NonZeroU16>,
     /// The TLS name that tells its connections from others' there, in mode `sni`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
@@ -292,16 +297,14 @@ fn route(inside: &Inside, route: &Route) -> RouteView {
         Uptake::Failed { problem, .. } => Some(problem.message),
         _ => None,
     };
+    let LetIn { sources, connections } = inside.settings.bounds().both(&route.bounds, route.mode());
     RouteView {
         name: route.name(),
         cluster: route.cluster.to_string(),
         upstream: format!("{}:{}", route.host, route.port),
         listen: route.listen,
-        source_ranges: inside
-            .settings
-            .source_ranges
-            .both(&route.sources)
-            .map(|ranges| ranges.iter().map(ToString::to_string).collect()),
+        source_ranges: sources.map(|ranges| ranges.iter().map(ToString::to_string).collect()),
+        max_connections: connections,
         server_name: route.server_name.as_ref().map(ToString::to_string),
         applied: inside.served(route),
         proxies: ready.len(),

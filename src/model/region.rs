@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::bounds::Bounds;
 use super::names::{ApiHost, DnsName};
 use super::sources::SourceRanges;
 
@@ -223,6 +225,13 @@ impl Region {
     pub fn parse(json: &str) -> Result<Self, String> {
         serde_json::from_str(json).map_err(|error| error.to_string())
     }
+
+    /// What bounds connections to each of its routes.
+    pub fn bounds(&self) -> Bounds {
+        // nginx refuses a greater number, and with it all that stands beside it. It never holds so many.
+        let most = u16::try_from(self.max_connections).unwrap_or(u16::MAX);
+        Bounds { sources: self.source_ranges.clone(), connections: NonZeroU16::new(most) }
+    }
 }
 
 impl Upstreams {
@@ -282,6 +291,17 @@ mod tests {
         assert_eq!((region.entry, region.load_balancer), (Entry::NodePort, LoadBalancer::default()));
         let error = Region::parse(r#"{"nodes":{"addressType":"Hostname"}}"#).unwrap_err();
         assert!(error.contains("Hostname"), "{error}");
+    }
+
+    #[test]
+    fn no_limit_is_greater_than_nginx_can_read() {
+        for (most, want) in [(0, None), (1, Some(1)), (65_535, Some(65_535)), (65_536, Some(65_535)), (u32::MAX, Some(65_535))] {
+            let region = Region::parse(&format!(
+                r#"{{"nodes":{{"addressType":"InternalIP"}},"nodePorts":{{"first":30000,"last":30085}},"upstreams":{{}},
+                    "timeouts":{{"connectSeconds":3,"idleSeconds":1,"drainSeconds":1}},"maxConnections":{most}}}"#
+            ));
+            assert_eq!(region.unwrap().bounds().connections.map(NonZeroU16::get), want);
+        }
     }
 
     #[test]

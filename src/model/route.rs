@@ -9,10 +9,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 
+use super::bounds::Bounds;
 use super::names::{ApiHost, CLUSTER, ClusterName, DnsName, HUB, HubId, KIND, MANAGER, NAMESPACE, Slot, short_hash};
 use super::ports::Ports;
 use super::region::{Entry, SNI_LISTEN, SNI_PORT};
-use super::sources::SourceRanges;
 use crate::error::{Failure, Kind, Result};
 
 /// The version of the route's data. An agent refuses one it does not know rather than guess.
@@ -66,22 +66,30 @@ impl FromStr for Mode {
 /// that clients check its certificate for.
 ///
 /// # Errors
-/// Clients ask an address for no name; or a node port or source ranges are asked for, too.
-pub fn server_name(mode: Mode, presented: ApiHost, node_port: Option<u16>, sources: &SourceRanges) -> Result<Option<DnsName>> {
-    match (mode, presented, node_port) {
-        (Mode::Port, _, _) => Ok(None),
-        (Mode::Sni, _, _) if !sources.is_empty() => Err(Failure::new(
+/// Clients ask an address for no name; or a node port or bounds are asked for, too.
+pub fn server_name(mode: Mode, presented: ApiHost, node_port: Option<u16>, bounds: &Bounds) -> Result<Option<DnsName>> {
+    let Bounds { sources, connections } = bounds;
+    match (mode, presented, node_port, connections) {
+        (Mode::Port, ..) => Ok(None),
+        (Mode::Sni, ..) if !sources.is_empty() => Err(Failure::new(
             Kind::Usage,
             format!("source ranges ({sources}) are asked for together with mode sni, in which the name is known too late for them"),
             "leave out sourceRanges, or use mode port; sourceRanges at the region's xregion-proxy apply to all clusters of the region",
         )),
-        (Mode::Sni, _, Some(port)) => Err(Failure::new(
+        (Mode::Sni, _, _, Some(most)) => Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "a limit of {most} connections is asked for together with mode sni, in which the name is known too late to count them"
+            ),
+            "leave out maxConnections, or use mode port",
+        )),
+        (Mode::Sni, _, Some(port), _) => Err(Failure::new(
             Kind::Usage,
             format!("node port {port} is asked for together with mode sni, in which clusters share the region's own"),
             "leave out nodePort, or use mode port; nodePorts.sni at the region's xregion-proxy chooses the one they share",
         )),
-        (Mode::Sni, ApiHost::Dns(name), None) => Ok(Some(name)),
-        (Mode::Sni, ApiHost::Ip(ip), None) => Err(Failure::new(
+        (Mode::Sni, ApiHost::Dns(name), None, None) => Ok(Some(name)),
+        (Mode::Sni, ApiHost::Ip(ip), None, None) => Err(Failure::new(
             Kind::NoUsableName,
             format!("the server of the kubeconfig is the address {ip}, and mode sni tells clusters apart by name"),
             "set tls-server-name in the kubeconfig to a DNS name of the API server's certificate, or use mode port",
@@ -104,8 +112,8 @@ pub struct Route {
     pub port: u16,
     /// The TCP port a proxy listens on (`targetPort` of the shared Service): the route's own, or [`SNI_LISTEN`].
     pub listen: u16,
-    /// Where connections to it may come from, in the bounds of its region's; nowhere named: from wherever those allow.
-    pub sources: SourceRanges,
+    /// What it lets in, in the bounds of its region.
+    pub bounds: Bounds,
     /// The TLS name that tells its connections from others'; none: they come in by a port of its own.
     pub server_name: Option<DnsName>,
     /// The name that leads to the region's nodes on the hub, once it is known.
@@ -142,10 +150,12 @@ impl Route {
 
     /// What a proxy's configuration depends on, in 16 hex digits: equal digests need no reload.
     pub fn digest(&self) -> String {
-        let sources = if self.sources.is_empty() { String::new() } else { format!("\nfrom {}", self.sources) };
+        let Bounds { sources, connections } = &self.bounds;
+        let sources = if sources.is_empty() { String::new() } else { format!("\nfrom {sources}") };
+        let most = connections.map(|most| format!("\nat most {most}")).unwrap_or_default();
         let (mode, Self { host, port, listen, .. }) = (self.mode(), self);
         let told_by = self.server_name.as_ref().map_or_else(|| listen.to_string(), ToString::to_string);
-        short_hash(&format!("{mode}\n{host}\n{port}\n{told_by}{sources}"), 16)
+        short_hash(&format!("{mode}\n{host}\n{port}\n{told_by}{sources}{most}"), 16)
     }
 
     /// What a proxy reports when it serves just this route: one that was removed and made again, just as it was, is another one, and
@@ -169,7 +179,9 @@ impl Route {
             None => ("listen", self.listen.to_string()),
         }]);
         data.extend((self.slot == Slot::Second).then(|| ("slot", "second".to_owned())));
-        data.extend((!self.sources.is_empty()).then(|| ("sourceRanges", self.sources.to_string())));
+        let Bounds { sources, connections } = &self.bounds;
+        data.extend((!sources.is_empty()).then(|| ("sourceRanges", sources.to_string())));
+        data.extend(connections.map(|most| ("maxConnections", most.to_string())));
         data.extend(self.alias.as_ref().map(|alias| ("alias", alias.to_string())));
         data.extend(self.proven_at.map(|at| ("provenAt", at.to_string())));
         ConfigMap {
@@ -219,7 +231,10 @@ impl Route {
             host: parse("host", get("host")?)?,
             port: port("port", get("port")?)?,
             listen,
-            sources: data.get("sourceRanges").map(|text| parse("sourceRanges", text)).transpose()?.unwrap_or_default(),
+            bounds: Bounds {
+                sources: data.get("sourceRanges").map(|text| parse("sourceRanges", text)).transpose()?.unwrap_or_default(),
+                connections: data.get("maxConnections").map(|text| parse("maxConnections", text)).transpose()?,
+            },
             server_name,
             alias: data.get("alias").map(|text| parse("alias", text)).transpose()?,
             proven_at: data.get("provenAt").map(|text| parse("provenAt", text)).transpose()?,
@@ -298,6 +313,9 @@ pub fn slots(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::num::NonZeroU16;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -310,12 +328,20 @@ mod tests {
             host: "api.example".parse().unwrap(),
             port: 443,
             listen: 8000,
-            sources: SourceRanges::EVERYBODY,
+            bounds: Bounds::NONE,
             server_name: None,
             alias: None,
             proven_at: None,
             uid: String::new(),
         }
+    }
+
+    fn narrow() -> Bounds {
+        Bounds { sources: "10.0.0.0/8,192.0.2.1".parse().unwrap(), ..Bounds::NONE }
+    }
+
+    fn limited(most: u16) -> Bounds {
+        Bounds { connections: NonZeroU16::new(most), ..Bounds::NONE }
     }
 
     fn by_name(name: &str) -> Route {
@@ -326,10 +352,13 @@ mod tests {
     fn a_route_survives_the_way_through_a_config_map() {
         let proven = Route { alias: Some("api.example".parse().unwrap()), proven_at: Some(Timestamp::UNIX_EPOCH), ..route() };
         let second = Route { slot: Slot::Second, ..route() };
-        let narrow = Route { sources: "10.0.0.0/8,192.0.2.1".parse().unwrap(), ..route() };
+        let narrow = Route { bounds: narrow(), ..route() };
+        let limited = Route { bounds: limited(20), ..route() };
+        assert_eq!(limited.to_config_map().data.unwrap()["maxConnections"], "20");
+        assert_eq!(route().to_config_map().data.unwrap().get("maxConnections"), None);
         let named = by_name("api.example").to_config_map().data.unwrap();
         assert_eq!((named["mode"].as_str(), named["serverName"].as_str(), named.get("listen")), ("sni", "api.example", None));
-        for route in [route(), proven, second, by_name("api.example"), narrow] {
+        for route in [route(), proven, second, by_name("api.example"), narrow, limited] {
             assert_eq!(Route::from_config_map(&route.to_config_map()), Ok(route));
         }
     }
@@ -423,13 +452,13 @@ mod tests {
 
     #[test]
     fn clusters_are_told_apart_by_the_name_that_clients_ask_for() {
-        let everybody = SourceRanges::EVERYBODY;
         let of =
-            |mode, host: &str, port| server_name(mode, host.parse().unwrap(), port, &everybody).map_err(|failure| failure.kind);
-        let narrow = "10.0.0.0/8".parse().unwrap();
-        let failure = server_name(Mode::Sni, "api.example".parse().unwrap(), None, &narrow).unwrap_err();
-        assert_eq!(failure.kind, Kind::Usage);
-        assert!(server_name(Mode::Port, "api.example".parse().unwrap(), None, &narrow).unwrap().is_none());
+            |mode, host: &str, port| server_name(mode, host.parse().unwrap(), port, &Bounds::NONE).map_err(|failure| failure.kind);
+        for (bounds, want) in [(narrow(), "leave out sourceRanges"), (limited(20), "leave out maxConnections")] {
+            let failure = server_name(Mode::Sni, "api.example".parse().unwrap(), None, &bounds).unwrap_err();
+            assert!(failure.kind == Kind::Usage && failure.hint().starts_with(want), "{failure}");
+            assert!(server_name(Mode::Port, "api.example".parse().unwrap(), None, &bounds).unwrap().is_none());
+        }
         assert_eq!(of(Mode::Port, "10.0.0.1", Some(30000)), Ok(None));
         assert_eq!(of(Mode::Sni, "api.example", None), Ok(Some("api.example".parse().unwrap())));
         assert_eq!(of(Mode::Sni, "10.0.0.1", None), Err(Kind::NoUsableName));
@@ -445,7 +474,10 @@ mod tests {
         let proven = Route { proven_at: Some(Timestamp::UNIX_EPOCH), alias: Some("x.example".parse().unwrap()), ..route() };
         assert_eq!(proven.digest(), route().digest());
         assert_ne!(Route { port: 6443, ..route() }.digest(), route().digest());
-        assert_ne!(Route { sources: "10.0.0.0/8".parse().unwrap(), ..route() }.digest(), route().digest());
+        let digests =
+            [Bounds::NONE, narrow(), limited(20), limited(21), Bounds { connections: limited(20).connections, ..narrow() }]
+                .map(|bounds| Route { bounds, ..route() }.digest());
+        assert_eq!(BTreeSet::from(digests.clone()).len(), 5, "{digests:?}");
         let named = [by_name("a.example"), by_name("b.example"), route()].map(|route| route.digest());
         assert!(named[0] != named[1] && named[1] != named[2], "{named:?}");
         let again = Route { uid: "2".into(), ..route() };
@@ -464,6 +496,10 @@ mod tests {
             ("listen", "70000", "\"listen\""),
             ("sourceRanges", "", "\"sourceRanges\""),
             ("sourceRanges", "10.0.0.0/8; allow all", "\"sourceRanges\""),
+            ("maxConnections", "0", "\"maxConnections\""),
+            ("maxConnections", "-1", "\"maxConnections\""),
+            ("maxConnections", "65536", "\"maxConnections\""),
+            ("maxConnections", "20; allow all", "\"maxConnections\""),
             ("cluster", "../../etc", "\"cluster\""),
             ("cluster", "business-b", "another cluster"),
             ("hub", "another", "another cluster"),

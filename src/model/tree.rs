@@ -116,6 +116,8 @@ fn cluster(cluster: &ClusterView, region: &RegionView, wide: bool) -> Row {
             from.map(|from| if from.is_empty() { "from nowhere".into() } else { format!("from {}", from.join(",")) })
                 .unwrap_or_default(),
         );
+        let most = cluster.route.as_ref().and_then(|route| route.max_connections);
+        row.push(most.map(|most| format!("at most {most} at once")).unwrap_or_default());
         let proven = cluster.route.as_ref().and_then(|route| route.proven_at);
         row.push(proven.map(|at| format!("proven {at}")).unwrap_or_default());
     }

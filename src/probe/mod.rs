@@ -2,7 +2,6 @@
 
 mod tls;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -20,11 +19,11 @@ pub use tls::certificate_names;
 use crate::connect;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::root_cause;
+use crate::model::bounds::LetIn;
 use crate::model::kubeconfig::{Access, Credentials, authority_part};
 use crate::model::lifetime::{Account, token_request};
 use crate::model::names::{DnsName, NAMESPACE};
 use crate::model::renewal::RENEW;
-use crate::model::sources::SourceRange;
 
 /// How long one request of the proof may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,8 +41,8 @@ pub struct Door {
     pub patience: Duration,
     /// How long a proxy waits for the upstream to accept: an earlier end of the connection means that it refused.
     pub upstream_patience: Duration,
-    /// From where the proxies let connections in, if not from everywhere.
-    pub sources: Option<BTreeSet<SourceRange>>,
+    /// Which connections the proxies let in.
+    pub let_in: LetIn,
 }
 
 impl Door {
@@ -148,7 +147,7 @@ async fn answered<T>(what: &str, request: impl Future<Output = kube::Result<T>>)
         Failure::new(
             Kind::UpstreamSilent,
             format!("the cluster's API server did not {what}: {why}"),
-            "check that it is healthy, then try again",
+            "check that it is healthy (and that its route is not full, where it or its region has maxConnections), then try again",
         )
     };
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {

@@ -14,6 +14,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::Door;
 use crate::error::{Failure, Kind, Result};
+use crate::model::bounds::LetIn;
 use crate::model::kubeconfig::Access;
 use crate::model::names::{ApiHost, DnsName};
 use crate::model::sources::listed;
@@ -110,26 +111,35 @@ fn explain(door: &Door, name: &ApiHost, access: &Access, error: &std::io::Error,
             // nginx closes our connection when it gets none upstream: at once if it is refused, after its patience if nobody answers.
             if elapsed >= door.upstream_patience.mul_f32(0.8) {
                 silent(access, "the region's proxies get no connection to it")
-            } else if let Some(sources) = &door.sources {
-                // A proxy ends both alike.
-                let let_in = if sources.is_empty() { "from nowhere".to_owned() } else { format!("only from {}", listed(sources)) };
+            } else if let Some(bounds) = told(&door.let_in) {
+                // A proxy ends all of them alike.
                 Failure::new(
                     Kind::UpstreamRefusing,
                     format!(
-                        "{upstream} refuses connections from the region's proxies, or these refuse the hub: they let connections in {let_in}"
+                        "{upstream} refuses connections from the region's proxies, or these refuse the hub: they let connections in {bounds}"
                     ),
-                    "look in the proxies' log where the hub's connections come from and how they end: with status 403, widen sourceRanges of the cluster or of the region's xregion-proxy; with 502, check that the API server runs, and on which port",
+                    "look in the proxies' log where the hub's connections come from and how they end: with status 403, widen sourceRanges of the cluster or of the region's xregion-proxy; with 503, raise maxConnections there; with 502, check that the API server runs, and on which port",
                 )
             } else {
                 Failure::new(
                     Kind::UpstreamRefusing,
                     format!("{upstream} refuses connections from the region's proxies"),
-                    "check that the API server runs, and on which port (and that its route is not full, where its region has maxConnections)",
+                    "check that the API server runs, and on which port",
                 )
             }
         }
         None => silent(access, &error.to_string()),
     }
+}
+
+/// Which connections are let in, if not all.
+fn told(LetIn { sources, connections }: &LetIn) -> Option<String> {
+    let from = sources
+        .as_ref()
+        .map(|sources| if sources.is_empty() { "from nowhere".to_owned() } else { format!("only from {}", listed(sources)) });
+    let at_once = connections.map(|most| format!("only {most} at once"));
+    let told: Vec<_> = from.into_iter().chain(at_once).collect();
+    (!told.is_empty()).then(|| told.join(", "))
 }
 
 fn wrong_name(upstream: &str, name: &ApiHost, but: &str) -> Failure {
@@ -160,6 +170,8 @@ fn dns_names(certificate: &CertificateDer<'_>) -> Vec<DnsName> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
@@ -198,7 +210,7 @@ mod tests {
             port: address.port(),
             patience: Duration::from_secs(10),
             upstream_patience: Duration::from_millis(500),
-            sources: None,
+            let_in: LetIn { sources: None, connections: None },
         }
     }
 
@@ -269,11 +281,18 @@ mod tests {
             drop(stream);
         });
         assert_eq!(kind(slow.await).await, Kind::UpstreamSilent);
-        let mut bounded = serve(|stream| async move { drop(stream) }).await;
-        bounded.sources = Some(["10.0.0.0/8".parse().unwrap()].into());
-        let failure = certificate_names(&bounded, &"x.example".parse().unwrap(), &access("x.example", &ca)).await.unwrap_err();
-        assert_eq!(failure.kind, Kind::UpstreamRefusing);
-        assert!(failure.cause().ends_with("or these refuse the hub: they let connections in only from 10.0.0.0/8"), "{failure}");
+        for (sources, connections, want) in [
+            (Some("10.0.0.0/8"), 0, "only from 10.0.0.0/8"),
+            (None, 20, "only 20 at once"),
+            (Some("10.0.0.0/8"), 20, "only from 10.0.0.0/8, only 20 at once"),
+        ] {
+            let mut bounded = serve(|stream| async move { drop(stream) }).await;
+            let sources = sources.map(|range| [range.parse().unwrap()].into());
+            bounded.let_in = LetIn { sources, connections: NonZeroU16::new(connections) };
+            let failure = certificate_names(&bounded, &"x.example".parse().unwrap(), &access("x.example", &ca)).await.unwrap_err();
+            assert_eq!(failure.kind, Kind::UpstreamRefusing);
+            assert!(failure.cause().ends_with(&format!("or these refuse the hub: they let connections in {want}")), "{failure}");
+        }
         let plain = serve(|mut stream| async move {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         });

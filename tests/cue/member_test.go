@@ -66,11 +66,11 @@ func TestEveryParameterReachesTheController(t *testing.T) {
 		"all": {
 			least(map[string]any{
 				"cluster": "b", "kubeconfig": map[string]any{"secret": "s", "key": "k", "context": "c"}, "labels": map[string]any{"tier": "gold"},
-				"nodePort": 30001, "mode": "sni", "sourceRanges": []string{"10.80.0.0/24"}, "allowSecondName": true, "replace": true, "force": true,
+				"nodePort": 30001, "mode": "sni", "sourceRanges": []string{"10.80.0.0/24"}, "maxConnections": 20, "allowSecondName": true, "replace": true, "force": true,
 			}),
 			map[string]any{
 				"cluster": "b", "region": "proxy-east", "secret": "s", "key": "k", "context": "c", "labels": map[string]any{"tier": "gold"},
-				"nodePort": float64(30001), "mode": "sni", "sourceRanges": []any{"10.80.0.0/24"}, "allowSecondName": true, "replace": true,
+				"nodePort": float64(30001), "mode": "sni", "sourceRanges": []any{"10.80.0.0/24"}, "maxConnections": float64(20), "allowSecondName": true, "replace": true,
 			},
 		},
 	} {
@@ -96,6 +96,10 @@ func TestBadParametersOfAMemberAreRefused(t *testing.T) {
 		least(map[string]any{"kubeconfig": map[string]any{"secret": "s", "kye": "k"}}),
 		least(map[string]any{"nodePort": "30001"}),
 		least(map[string]any{"sourceRanges": "10.80.0.0/24"}),
+		least(map[string]any{"maxConnections": 0}),
+		least(map[string]any{"maxConnections": -1}),
+		least(map[string]any{"maxConnections": 65536}),
+		least(map[string]any{"maxConnections": "20"}),
 		least(map[string]any{"mode": "name"}),
 		least(map[string]any{"labels": map[string]any{"tier": 1}}),
 		least(map[string]any{"replace": "yes"}),

@@ -267,6 +267,7 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"timeouts": map[string]any{"conectSeconds": 3}},
 		{"upstreams": map[string]any{"allow": "10.0.0.0/8"}},
 		{"maxConnections": -1},
+		{"maxConnections": 65536},
 		{"externalTrafficPolicy": "local"},
 		{"sourceRanges": []string{"10.80.0.0/33"}},
 		{"sourceRanges": []string{"hub.example"}},

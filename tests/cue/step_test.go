@@ -206,12 +206,13 @@ func TestEveryParameterReachesTheJob(t *testing.T) {
 		"cluster": "-x", "region": "-r", "kubeconfig": map[string]any{"secret": "s", "key": "k", "context": "c"},
 		"labels":   map[string]any{"region": "east", "example.com/tier": "1"},
 		"nodePort": 30007, "mode": "sni", "gateway": "g", "allowSecondName": true, "timeout": "90s", "sourceRanges": []string{"10.0.0.0/8", "192.0.2.1"},
+		"maxConnections": 20,
 	})
 	j := createdJob(t, hub)
 	want := []string{
 		"join", "--here", "--region=-r", "--secret=s", "--secret-key=k", "--context=c", "--timeout=90s",
 		"--label=region=east", "--label=example.com/tier=1", "--node-port=30007", "--gateway=g", "--allow-second-name",
-		"--source-range=10.0.0.0/8", "--source-range=192.0.2.1", "--mode=sni", "--", "-x",
+		"--source-range=10.0.0.0/8", "--source-range=192.0.2.1", "--max-connections=20", "--mode=sni", "--", "-x",
 	}
 	args := j.Spec.Template.Spec.Containers[0].Args
 	if len(args) != len(want) {
@@ -384,22 +385,75 @@ func TestAListOfClustersReachesTheJob(t *testing.T) {
 	if r.phase != "running" || !r.waiting {
 		t.Errorf("%+v", r)
 	}
-	args := createdJob(t, hub).Spec.Template.Spec.Containers[0].Args
 	want := []map[string]any{
 		{"cluster": "a", "region": "proxy-east", "secret": "s", "key": "kubeconfig", "labels": map[string]any{"tier": "idc", "zone": "x"}, "mode": "port"},
 		{"cluster": "b", "region": "proxy-west", "secret": "s", "key": "b", "labels": map[string]any{"tier": "cloud", "zone": "x"}, "nodePort": 30042.0, "mode": "port"},
 		{"cluster": "c", "region": "proxy-east", "secret": "s", "key": "kubeconfig", "labels": map[string]any{"tier": "idc", "zone": "x"}, "mode": "sni"},
 	}
-	var got []map[string]any
-	for _, arg := range args {
+	args := createdJob(t, hub).Spec.Template.Spec.Containers[0].Args
+	if got := members(t, hub); len(args) != 6 || !reflect.DeepEqual(got, want) {
+		t.Errorf("args %v", args)
+	}
+}
+
+// members is what the Job is told of each cluster of a list.
+func members(t *testing.T, hub client.Client) []map[string]any {
+	t.Helper()
+	var members []map[string]any
+	for _, arg := range createdJob(t, hub).Spec.Template.Spec.Containers[0].Args {
 		if text, found := strings.CutPrefix(arg, "--member="); found {
 			var member map[string]any
 			decode(t, text, &member)
-			got = append(got, member)
+			members = append(members, member)
 		}
 	}
-	if len(args) != 6 || !reflect.DeepEqual(got, want) {
-		t.Errorf("args %v", args)
+	return members
+}
+
+func TestBoundsOfAListHoldWhereAClusterHasNoneOfItsOwn(t *testing.T) {
+	hub := cluster(t, jobTemplate(t))
+	run(t, hub, map[string]any{
+		"region": "proxy-east", "sourceRanges": []string{"10.0.0.0/8"}, "maxConnections": 20,
+		"clusters": []any{
+			map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}},
+			map[string]any{"cluster": "b", "kubeconfig": map[string]any{"secret": "s"}, "sourceRanges": []string{"192.0.2.1"}, "maxConnections": 40},
+		},
+	})
+	want := [][2]any{{[]any{"10.0.0.0/8"}, 20.0}, {[]any{"192.0.2.1"}, 40.0}}
+	var got [][2]any
+	for _, member := range members(t, hub) {
+		got = append(got, [2]any{member["sourceRanges"], member["maxConnections"]})
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
+// One that is left out would bound nothing.
+func TestAParameterThatIsWrongRunsNoJob(t *testing.T) {
+	for _, c := range []struct {
+		parameter string
+		value     any
+	}{
+		{"nodePort", "30007"},
+		{"sourceRanges", "10.0.0.0/8"},
+		{"maxConnections", 0},
+		{"maxConnections", -1},
+		{"maxConnections", 65536},
+		{"maxConnections", "20"},
+	} {
+		ofList := map[string]any{"cluster": "a", "kubeconfig": map[string]any{"secret": "s"}, c.parameter: c.value}
+		for where, parameters := range map[string]map[string]any{
+			"one":       with(c.parameter, c.value),
+			"of a list": {"region": "proxy-east", "clusters": []any{ofList}},
+		} {
+			hub := cluster(t, jobTemplate(t))
+			r := run(t, hub, parameters)
+			var jobs batchv1.JobList
+			if err := hub.List(context.Background(), &jobs); err != nil || len(jobs.Items) > 0 || r.phase != "failed" {
+				t.Errorf("%s, %s: %v: %d Jobs, %v, %+v", where, c.parameter, c.value, len(jobs.Items), err, r)
+			}
+		}
 	}
 }
 

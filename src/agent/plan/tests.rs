@@ -2,8 +2,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
+use crate::model::bounds::Bounds;
 use crate::model::names::{HubId, Slot};
-use crate::model::sources::SourceRanges;
 
 fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) {
     let route = Route {
@@ -13,7 +13,7 @@ fn map(cluster: &str, host: &str, listen: u16, age: i64) -> (String, ConfigMap) 
         host: host.parse().unwrap(),
         port: 443,
         listen,
-        sources: SourceRanges::EVERYBODY,
+        bounds: Bounds::NONE,
         server_name: None,
         alias: None,
         proven_at: None,

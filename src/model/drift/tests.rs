@@ -1,6 +1,9 @@
+use std::num::NonZeroU16;
+
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::bounds::Bounds;
 use super::super::entries::Needs;
 use super::super::entries::tests::provided;
 use super::super::names::Slot;
@@ -124,7 +127,8 @@ const BREAKS: &[(Break, &[&str])] = &[
     (|w| first(w).host = "elsewhere.example".parse().unwrap(), &["the route of business-a in region proxy-east"]),
     (|w| first(w).port = 6443, &["the route of business-a in region proxy-east"]),
     (|w| first(w).listen = 8001, &["the route of business-a in region proxy-east"]),
-    (|w| first(w).sources = "10.0.0.0/8".parse().unwrap(), &["the route of business-a in region proxy-east"]),
+    (|w| first(w).bounds.sources = "10.0.0.0/8".parse().unwrap(), &["the route of business-a in region proxy-east"]),
+    (|w| first(w).bounds.connections = NonZeroU16::new(30), &["the route of business-a in region proxy-east"]),
     (|w| first(w).alias = None, &["the route of business-a in region proxy-east"]),
     (|w| first(w).proven_at = None, &["the route of business-a in region proxy-east"]),
     (|w| w.east().ports.retain(|_, ports| ports.node != 30000), &["the port of business-a in region proxy-east"]),
@@ -152,11 +156,29 @@ fn what_was_lost_or_bent_comes_back_as_it_was() {
         let way = |world: &World| {
             let inside = world.seen.regions[0].inside.as_ref().unwrap();
             let of = |route: &Route| {
-                (route.port_name(), (route.host.clone(), route.port, route.sources.clone(), route.listen, route.alias.clone()))
+                (route.port_name(), (route.host.clone(), route.port, route.bounds.clone(), route.listen, route.alias.clone()))
             };
             (inside.ports.clone(), inside.routes.iter().map(of).collect::<BTreeMap<_, _>>())
         };
         assert_eq!(way(&world), way(&before), "{number}");
+    }
+}
+
+#[test]
+fn a_route_comes_back_with_the_bounds_on_record() {
+    let bounds = Bounds { sources: "10.80.0.10".parse().unwrap(), connections: NonZeroU16::new(20) };
+    let breaks: [Break; 3] = [|w| drop(w.east().routes.remove(0)), |_| {}, |w| first(w).bounds.connections = NonZeroU16::new(30)];
+    for (number, broken) in breaks.iter().enumerate() {
+        let mut world = world();
+        let member = world.records.members.iter_mut().find(|member| member.name == name("business-a")).unwrap();
+        member.membership.bounds = bounds.clone();
+        broken(&mut world);
+        assert_eq!(world.words(), (vec!["the route of business-a in region proxy-east".into()], vec![]), "{number}");
+        let (repairs, _) = world.decide();
+        world.mend(repairs);
+        assert_eq!(world.words(), (vec![], vec![]), "{number}");
+        let route = world.east().routes.iter().find(|route| route.cluster == name("business-a")).unwrap();
+        assert_eq!(route.bounds, bounds, "{number}");
     }
 }
 

@@ -5,10 +5,10 @@ use serde_json::json;
 use super::*;
 use crate::error::{Failure, Kind};
 use crate::model::aliases::Wanted;
+use crate::model::bounds::Bounds;
 use crate::model::names::ApiHost;
 use crate::model::region::{SNI_LISTEN, SNI_PORT};
 use crate::model::report::Applied;
-use crate::model::sources::SourceRanges;
 
 /// A cluster's name.
 pub fn name(text: &str) -> ClusterName {
@@ -39,7 +39,7 @@ pub fn route(cluster: &str, slot: Slot, host: &str, listen: u16) -> Route {
         host: host.parse().unwrap(),
         port: 443,
         listen,
-        sources: SourceRanges::EVERYBODY,
+        bounds: Bounds::NONE,
         server_name: None,
         alias: Some(format!("{cluster}.example").parse().unwrap()),
         proven_at: Some("2026-01-02T03:04:05Z".parse().unwrap()),
@@ -78,7 +78,7 @@ fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
         region: name("proxy-east"),
         upstream: host.parse::<ApiHost>().unwrap(),
         upstream_port: 443,
-        sources: SourceRanges::EVERYBODY,
+        bounds: Bounds::NONE,
         alias: format!("{cluster}.example").parse().unwrap(),
         node_port,
         mode: Mode::Port,

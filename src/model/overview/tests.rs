@@ -1,3 +1,6 @@
+use std::num::NonZeroU16;
+
+use super::super::bounds::Bounds;
 use super::super::names::Slot;
 use super::super::observed::sample::{inside, name, route, silence, well};
 use super::super::tree;
@@ -43,7 +46,7 @@ fn the_wide_tree() {
     observed.clusters.remove(0);
     let stray = route("old", Slot::First, "old.example", 8001);
     let mut narrow = route("business-a", Slot::First, "business-a.example", 8000);
-    narrow.sources = "10.80.0.10".parse().unwrap();
+    narrow.bounds = Bounds { sources: "10.80.0.10".parse().unwrap(), connections: NonZeroU16::new(20) };
     *east(&mut observed) = inside(1, vec![narrow, stray]);
     let last = &mut east(&mut observed).nodes[1];
     (last.ready, last.lacks_proxy) = (false, true);
@@ -56,7 +59,7 @@ hub 13a420a4  gateway kubevela-cluster-gateway
    │  proxy proxy-1
    │  proxy proxy-2
    │  node port 30085 by TLS name
-   ├─ business-a  node port 30000  to business-a.example:443  applied on 2 of 2  answers in 12 ms  alias business-a.example at 10.0.1.1,10.0.1.2  from 10.80.0.10/32  proven 2026-01-02T03:04:05Z
+   ├─ business-a  node port 30000  to business-a.example:443  applied on 2 of 2  answers in 12 ms  alias business-a.example at 10.0.1.1,10.0.1.2  from 10.80.0.10/32  at most 20 at once  proven 2026-01-02T03:04:05Z
    └─ old         spare route      to old.example:443         applied on 2 of 2
 
 out of step:
