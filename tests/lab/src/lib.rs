@@ -262,16 +262,21 @@ impl Lab {
 
     /// Imports an image archive into the nodes of these clusters.
     pub fn load_image(&self, archive: &Path, clusters: &[&str]) -> Result<()> {
-        for name in clusters {
-            let cluster = self.cluster(name)?;
-            if cluster.nodes.is_empty() {
-                bail!("{name} has no nodes");
-            }
-            for node in &cluster.nodes {
-                node::Worker { state: &self.state, tools: &self.tools, cluster: &cluster, node }.import(archive)?;
-            }
+        clusters.iter().try_for_each(|name| self.at_each_node(name, |node| node.import(archive)))
+    }
+
+    /// Makes an image that the nodes of a cluster have known to them by another name, too; both are whole names.
+    pub fn tag_image(&self, cluster: &str, image: &str, also: &str) -> Result<()> {
+        self.at_each_node(cluster, |node| node.tag(image, also))
+    }
+
+    fn at_each_node(&self, cluster: &str, work: impl Fn(node::Worker<'_>) -> Result<()>) -> Result<()> {
+        let cluster = self.cluster(cluster)?;
+        if cluster.nodes.is_empty() {
+            bail!("{} has no nodes", cluster.name);
         }
-        Ok(())
+        let workers = cluster.nodes.iter();
+        workers.map(|node| node::Worker { state: &self.state, tools: &self.tools, cluster: &cluster, node }).try_for_each(work)
     }
 
     /// The clusters whose nodes run xregion's image: the hub and the proxy clusters.

@@ -74,6 +74,13 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Makes an image that is there known by another name, too.
+    pub fn tag(&self, image: &str, also: &str) -> Result<()> {
+        self.ctr(&["-n", "k8s.io", "images", "tag", "--force", image, also], IMPORT)
+            .with_context(|| format!("tagging {image} at {}", self.name()))?;
+        Ok(())
+    }
+
     fn ctr(&self, args: &[&str], bound: Duration) -> Result<String> {
         let mut command = Command::new("ctr");
         command.arg("-a").arg(self.socket()).args(args);

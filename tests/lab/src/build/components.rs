@@ -211,7 +211,7 @@ impl Component {
 }
 
 /// What a command prints, in one text.
-fn said(mut command: Command) -> Result<String> {
+pub(super) fn said(mut command: Command) -> Result<String> {
     let program = command.get_program().to_owned();
     let output = command.output().with_context(|| format!("can't run {}", program.display()))?;
     ensure!(
@@ -239,7 +239,7 @@ fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Copies a directory of plain files. Go's module cache is read-only; the copy's directories aren't, so that it can be
 /// removed.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
     for entry in fs::read_dir(from).with_context(|| format!("can't read {}", from.display()))? {
         let entry = entry.with_context(|| format!("can't read {}", from.display()))?;

@@ -51,10 +51,14 @@ pub fn coredns() -> String {
 /// as it is (on port 8080, as any user).
 pub fn nginx() -> Result<ImageSpec> {
     let binary = host::find("nginx", &host::search_path()).context("there is no nginx command")?;
-    let version = nginx_version(&output(Command::new(&binary).arg("-v"))?)?.to_owned();
+    nginx_of(&binary, Some(Path::new(STREAM_MODULE)))
+}
+
+/// An nginx, laid out like the stock image, with its stream module where that is a file.
+pub fn nginx_of(binary: &Path, module: Option<&Path>) -> Result<ImageSpec> {
+    let version = nginx_version(&output(Command::new(binary).arg("-v"))?)?.to_owned();
     let mut entries = vec![
-        Entry::program("/usr/sbin/nginx", &binary),
-        Entry::program(STREAM_MODULE, Path::new(STREAM_MODULE)),
+        Entry::program("/usr/sbin/nginx", binary),
         Entry::text("/etc/nginx/nginx.conf", include_str!("nginx.conf")),
         // nginx started as root becomes nobody, whom it looks up here; its group is nogroup on Debian.
         Entry::text("/etc/passwd", "root:x:0:0:root:/:/\nnobody:x:65534:65534:nobody:/:/\n"),
@@ -65,7 +69,8 @@ pub fn nginx() -> Result<ImageSpec> {
         Entry::directory("/run", 0o755),
         Entry::directory("/tmp", 0o1777),
     ];
-    for library in libraries(&output(Command::new("ldd").arg(&binary).arg(STREAM_MODULE))?)? {
+    entries.extend(module.map(|module| Entry::program(STREAM_MODULE, module)));
+    for library in libraries(&output(Command::new("ldd").arg(binary).args(module))?)? {
         entries.push(Entry::program(&library.display().to_string(), &library));
     }
     Ok(ImageSpec {

@@ -15,6 +15,7 @@ mod components;
 mod golang;
 mod host;
 mod images;
+mod nginx;
 pub mod oci;
 mod packages;
 
@@ -151,6 +152,17 @@ pub fn ensure_compared(progress: &Progress) -> Result<Compared> {
     let tunnel = KONNECTIVITY.ensure(&go, &cache, progress)?;
     let [tunnel_server, tunnel_agent] = ["konnectivity-server", "konnectivity-agent"].map(|file| tunnel.join(file));
     Ok(Compared { haproxy, tunnel_server, tunnel_agent })
+}
+
+/// Makes sure that there is an nginx newer than the lab's, for upgrades to it. No lab needs it, so `ensure` leaves it out.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_newer_nginx(progress: &Progress) -> Result<Image> {
+    host::require_root_on_linux()?;
+    let cache = Cache::open(progress)?;
+    let binary = nginx::ensure(&cache, progress)?;
+    images::ensure(&images::nginx_of(&binary, None)?, &cache, progress)
 }
 
 /// Building needs room in Go's caches for each part that isn't built yet.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use xregion_lab::load::{Load, Outcome};
 use xregion_lab::progress::Progress;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
-use xregion_lab::{Lab, wait};
+use xregion_lab::{Lab, build, wait};
 
 const REGION: &str = "proxy-east";
 const SERVICE: &str = "cross-region-nginx-proxy-svc";
@@ -52,6 +52,10 @@ struct Event {
 const PROXIES: &[&str] = &["-n", NAMESPACE, "-l", "xregion.oam.dev/kind=proxy"];
 const DEPLOYMENT: &[&str] = &["deployment", "xregion-proxy", "-n", NAMESPACE];
 
+/// What an upgrade leads to: a newer nginx, and xregion under another tag.
+const NEWER_NGINX: &str = "lab/nginx:1.28.3";
+const NEWER: &str = "xregion/xregion:newer";
+
 /// How many of the events every way goes through.
 const COMPARED: usize = 3;
 const EVENTS: &[Event] = &[
@@ -86,12 +90,33 @@ const EVENTS: &[Event] = &[
         mended: |_, _| Ok(()),
     },
     Event {
+        name: "images_upgraded",
+        bound: 0.0,
+        happens: |lab, _| {
+            let image = "jsonpath={.spec.template.spec.initContainers[0].image}";
+            let image = lab.kubectl(REGION, &[&["get", "-o", image], DEPLOYMENT].concat())?;
+            lab.tag_image(REGION, &format!("docker.io/{image}"), &format!("docker.io/{NEWER}"))?;
+            place(lab, json!({"image": NEWER, "nginxImage": NEWER_NGINX}))
+        },
+        mended: |lab, _| place(lab, json!({})),
+    },
+    Event {
         name: "node_drained",
         bound: 0.0,
         happens: |lab, node| kubectl(lab, &["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"]),
         mended: |lab, node| kubectl(lab, &["uncordon", node]),
     },
 ];
+
+/// Places the region with these properties beside those that it needs, and waits until every proxy is as they say.
+fn place(lab: &Lab, more: Value) -> Result<()> {
+    let mut region = site::region(REGION);
+    let properties = region["spec"]["components"][0]["properties"].as_object_mut().context("a region without properties")?;
+    properties.extend(more.as_object().cloned().unwrap_or_default());
+    lab.vela_up(&region)?;
+    lab.await_running("region-proxy-east")?;
+    kubectl(lab, &[&["rollout", "status", "--timeout=120s"], DEPLOYMENT].concat())
+}
 
 fn kubectl(lab: &Lab, args: &[&str]) -> Result<()> {
     lab.kubectl(REGION, args).map(drop)
@@ -126,14 +151,12 @@ pub struct Measured(Vec<(&'static str, Vec<Cost>)>);
 pub fn measure(lab: &Lab, progress: &Progress, cluster: &str) -> Result<Measured> {
     let region = lab.cluster(REGION)?;
     let node = region.nodes.iter().find(|node| node.place != region.home).context("the region has one node only")?;
+    lab.load_image(&build::ensure_newer_nginx(progress)?.archive, &[REGION])?;
     let of = |way: &Way| -> Result<_> {
         progress.step(&format!("failover: {}", way.name));
         let host_aliases = format!("hostAliases={}", way.host_aliases);
         lab.vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &host_aliases])?;
-        let mut region = site::region(REGION);
-        region["spec"]["components"][0]["properties"]["externalTrafficPolicy"] = way.external_traffic_policy.into();
-        lab.vela_up(&region)?;
-        lab.await_running("region-proxy-east")?;
+        place(lab, json!({"externalTrafficPolicy": way.external_traffic_policy}))?;
         settled(lab, way)?;
         let costs = way.events.iter().map(|event| one(lab, progress, cluster, event, &node.place.name)).collect::<Result<_>>()?;
         Ok((way.name, costs))
