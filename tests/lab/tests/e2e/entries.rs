@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use xregion_lab::Lab;
 use xregion_lab::load::Load;
+use xregion_lab::site::ENTRIES;
 
-use super::fixture::{Controller, Duration, eventually, is_there, joined, lab};
+use super::fixture::{Controller, Duration, eventually, is_there, joined, lab, through_gateway};
 use super::laptop::run;
 
 const REGION: &str = "proxy-east";
@@ -104,5 +105,23 @@ fn c_names_are_led_to_nodes_and_back_without_a_failed_request() {
     let outcome = load.stop().unwrap();
     assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    drop(controller);
+}
+
+/// Which cuts off every region, and is mended as addon/README.md says.
+#[test]
+#[ignore = "make test-faults"]
+fn d_namespace_of_the_services_is_deleted_and_comes_back_with_the_addon() {
+    let lab = joined();
+    let controller = Controller::enable();
+    lab.kubectl("hub", &["delete", "namespace", ENTRIES, "--timeout=60s"]).unwrap();
+    // Not `upgrade`, which does nothing to an addon of its own version and parameters.
+    lab.enable("xregion", &["controller.enabled=true"]).unwrap();
+    eventually("the Services and the names", || {
+        anyhow::ensure!(names_lead_to_services(lab)?, "{:?}", lab.gateway_addresses()?);
+        Ok(())
+    });
+    eventually("the cluster", || through_gateway(lab, "business-a", "/version"));
+    is_there("business-a");
     drop(controller);
 }
