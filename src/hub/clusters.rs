@@ -15,7 +15,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::Wanted;
 use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
-use crate::model::names::{ClusterName, NAMESPACE};
+use crate::model::names::{ClusterName, DnsName, NAMESPACE};
 
 /// The Job's ServiceAccount, as clusters name it that are asked as it; and how the controller's begins.
 const ACCOUNT: &str = "system:serviceaccount:vela-system:xregion";
@@ -32,6 +32,16 @@ impl JoinedCluster {
     /// The address cluster-gateway connects to.
     pub fn endpoint(&self) -> Option<&str> {
         self.data("endpoint").and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
+
+    /// The host name by which the hub reaches it, if it is by a name.
+    pub fn host(&self) -> Option<DnsName> {
+        self.endpoint()?.parse::<http::Uri>().ok()?.host()?.parse().ok()
+    }
+
+    /// Whether the hub shows its credentials for it already to whoever has a certificate for this name by one of these authorities.
+    pub fn is_shown_to(&self, name: &DnsName, ca: &[u8]) -> bool {
+        self.host().as_ref() == Some(name) && self.data("ca.crt") == Some(ca)
     }
 
     /// A value of the Secret's data.
@@ -83,6 +93,13 @@ impl JoinedCluster {
     /// Its name.
     pub fn name(&self) -> &str {
         self.secret.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+impl From<Secret> for JoinedCluster {
+    fn from(secret: Secret) -> Self {
+        Self { secret }
     }
 }
 
@@ -233,6 +250,23 @@ fn no_answer(name: &ClusterName, code: Option<u16>, why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_s_host_is_the_name_in_its_endpoint() {
+        for (endpoint, want) in [
+            ("https://a.example:30000", Some("a.example")),
+            ("https://A.example", Some("a.example")),
+            ("https://a.example./", Some("a.example")),
+            ("https://a.example:6443/k8s/clusters/c-1", Some("a.example")),
+            ("https://10.0.0.1:6443", None),
+            ("https://[2001:db8::1]:6443", None),
+            ("", None),
+        ] {
+            let data = json!({"endpoint": ByteString(endpoint.into())});
+            let secret: Secret = serde_json::from_value(json!({"data": data})).unwrap();
+            assert_eq!(JoinedCluster { secret }.host().as_ref().map(DnsName::as_str), want, "{endpoint}");
+        }
+    }
 
     #[test]
     fn each_silence_has_a_fix_of_its_own() {

@@ -27,14 +27,13 @@ use crate::hub::{Brought, Hub};
 use crate::leave;
 use crate::model::aliases::HostAliases;
 use crate::model::joined::Joined;
-use crate::model::kubeconfig::{Access, Credentials, authority_part};
+use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
 use crate::model::lifetime;
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::region::{Entry, SNI_PORT};
-use crate::model::renewal::outlived;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
 use crate::model::sources::SourceRanges;
 use crate::region::{Region, release_ports};
@@ -269,20 +268,14 @@ impl<'a> Join<'a> {
         turns: &'a Semaphore,
     ) -> Result<Self> {
         let before = hub.cluster(&member.cluster).await?;
-        let mut kept_token = false;
-        let (access, origin) = match &member.source {
-            Source::Read(access) => ((**access).clone(), None),
+        let (access, kept_token, origin) = match &member.source {
+            Source::Read(access) => ((**access).clone(), false, None),
             Source::Secret { name, key, context } => {
-                let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
-                let Brought { mut text, stays } = hub.kubeconfig(name, key).await?;
-                if let Some(Credentials::Token(held)) = before.as_ref().and_then(JoinedCluster::credentials)
-                    && let Some(with_held) = outlived(&text, context.as_deref(), &held, Timestamp::now())
-                {
-                    (text, kept_token) = (with_held, true);
-                }
-                let access = Access::parse(&text, context.as_deref(), &no_files, Timestamp::now())
+                let Brought { text, stays } = hub.kubeconfig(name, key).await?;
+                let (access, kept_token) = keep::read(&text, context.as_deref(), before.as_ref(), Timestamp::now())
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?;
-                (access, stays.then(|| Origin { secret: name.clone(), key: key.clone(), context: context.clone() }))
+                let origin = Origin { secret: name.clone(), key: key.clone(), context: context.clone() };
+                (access, kept_token, stays.then_some(origin))
             }
         };
         let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.sources)

@@ -281,6 +281,7 @@ impl Join<'_> {
             ApiHost::Ip(_) => presented.into_iter().next().unwrap_or_default(),
         };
         let alias = self.choose_alias(&candidates)?;
+        self.check_kept(&alias)?;
         let clients = doors.iter().map(|door| probe::client(door, &alias, &self.access)).collect::<Result<Vec<_>>>()?;
         let identities = try_join_all(clients.iter().map(probe::Probed::identity)).await?;
         let identity = identities.first().cloned().unwrap_or_default();
