@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::Wanted;
+use crate::model::direct::DirectHosts;
 use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
 use crate::model::names::{ClusterName, DnsName, NAMESPACE};
@@ -137,6 +138,13 @@ impl Hub {
     /// The names of every joined cluster.
     pub async fn cluster_names(&self) -> Result<BTreeSet<String>> {
         Ok(self.joined_clusters().await?.iter().map(|cluster| cluster.name().to_owned()).collect())
+    }
+
+    /// The host names by which clusters are reached that no region leads to.
+    pub async fn direct_hosts(&self) -> Result<DirectHosts> {
+        let clusters = self.joined_clusters().await?;
+        let alias = |cluster: &JoinedCluster| cluster.membership().map(|membership| membership.alias);
+        Ok(DirectHosts::of(clusters.iter().map(|cluster| (cluster.name().to_owned(), cluster.host(), alias(cluster)))))
     }
 
     /// Every joined cluster.
