@@ -27,7 +27,7 @@ use crate::lock::Lock;
 use crate::model::checkup::{Problem, Subject, new_credentials};
 use crate::model::drift::{Member, Records, Trouble};
 use crate::model::kubeconfig::{Access, Credentials};
-use crate::model::lifetime::{Claims, Lifetime, warning};
+use crate::model::lifetime::{Claims, warning};
 use crate::model::members::digest;
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::ClusterName;
@@ -58,14 +58,17 @@ struct Kept {
 /// A token that the cluster accepts, to take the place of the one in use.
 struct Next {
     token: SecretString,
-    lifetime: Lifetime,
-    /// Whether it may be renewed in its turn.
-    marked: bool,
+    /// When it ends; none is for ever.
+    expires: Option<Timestamp>,
+    /// From when on it may be renewed in its turn.
+    renews: Option<Timestamp>,
 }
 
 impl Next {
-    fn renews(&self) -> Option<Timestamp> {
-        self.marked.then(|| self.lifetime.renewal())
+    /// `marked` is whether it may be renewed.
+    fn of(token: SecretString, claims: &Claims, marked: bool) -> Self {
+        let renews = claims.lifetime().filter(|_| marked).map(|lifetime| lifetime.renewal());
+        Self { token, expires: claims.expires, renews }
     }
 }
 
@@ -111,11 +114,12 @@ impl Controller<'_> {
         .await;
         for (Candidate { held, member, .. }, outcome) in due.into_iter().zip(outcomes) {
             match outcome {
-                Ok(lifetime) => {
+                Ok(expires) => {
                     renewing.done(held);
                     told.retain(|other| other.about != held.about);
                     self.metrics.renewed("renewed");
-                    let note = format!("the token of {} was renewed, and lasts until {}", member.name, lifetime.expires);
+                    let until = expires.map_or_else(|| "never expires".to_owned(), |expires| format!("lasts until {expires}"));
+                    let note = format!("the token of {} was renewed, and {until}", member.name);
                     tracing::info!("{note}");
                     self.publish(seen, &held.about, EventType::Normal, "Renewed", &note).await;
                 }
@@ -132,16 +136,16 @@ impl Controller<'_> {
         *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
     }
 
-    /// Renews a cluster's token; gives the new one's lifetime.
-    async fn renew(&self, lock: &Lock, seen: &Seen, candidate: &Candidate<'_>) -> Outcome<Lifetime> {
+    /// Renews a cluster's token; gives the new one's end, if it has one.
+    async fn renew(&self, lock: &Lock, seen: &Seen, candidate: &Candidate<'_>) -> Outcome<Option<Timestamp>> {
         let Some(Credentials::Token(old)) = candidate.cluster.credentials() else { return Err(Hindrance::Nothing) };
         let kept = self.kept(&candidate.member.membership, &old).await?;
         let next = obtain(seen, candidate, &old, kept.as_ref()).await?;
-        if next.lifetime.expires <= candidate.held.expires {
+        if next.expires.is_some_and(|expires| expires <= candidate.held.expires) {
             return Err(Hindrance::Nothing);
         }
         self.put(lock, candidate, kept, &next).await?;
-        Ok(next.lifetime)
+        Ok(next.expires)
     }
 
     /// The kubeconfig that a cluster was joined with, if it has a token of the same ServiceAccount. One of somebody else is a join's to take
@@ -179,7 +183,7 @@ impl Controller<'_> {
             }
             texts = Some((after.unwrap_or_else(|| source.text.clone()), source.text));
         }
-        self.hub.put_token(cluster, &next.token, next.lifetime.expires, next.renews()).await?;
+        self.hub.put_token(cluster, &next.token, next.expires, next.renews).await?;
         if let Some((after, before)) = texts {
             self.note_members(candidate.member, cluster, next, [&before, &after]).await;
         }
@@ -191,7 +195,7 @@ impl Controller<'_> {
     async fn note_members(&self, member: &Member, cluster: &JoinedCluster, next: &Next, [before, after]: [&[u8]; 2]) {
         let (name, membership) = (&member.name, &member.membership);
         let access = access(cluster, membership, &next.token);
-        let warning = access.and_then(|access| warning(&access, false, next.marked, Timestamp::now()));
+        let warning = access.and_then(|access| warning(&access, false, next.renews.is_some(), Timestamp::now()));
         let message = describe(&membership.region, membership.node_port, membership.mode, warning.as_deref());
         let noted = async {
             for declared in self.hub.members().await? {
@@ -301,40 +305,46 @@ async fn enter(doors: &[Door], cluster: &JoinedCluster, membership: &Membership,
 }
 
 /// Gets what takes the place of a token, and sees that the cluster accepts it.
-async fn obtain(
-    seen: &Seen,
-    Candidate { held, member, cluster }: &Candidate<'_>,
-    old: &SecretString,
-    kept: Option<&Kept>,
-) -> Outcome<Next> {
-    let membership = &member.membership;
+async fn obtain(seen: &Seen, candidate: &Candidate<'_>, old: &SecretString, kept: Option<&Kept>) -> Outcome<Next> {
     let claims = Claims::of(old.expose_secret()).ok_or(Hindrance::Nothing)?;
-    let doors = doors(seen, membership)?;
-    let (token, marked) = match (replacement(&claims, kept.map(|kept| &kept.claims), Timestamp::now()), kept) {
-        (Replacement::Brought, Some(Kept { token, claims, .. })) => {
-            let (_, client) = enter(&doors, cluster, membership, token).await?;
-            let marked = match &claims.account {
-                Some(account) => client.may_renew(account).await?,
-                None => false,
-            };
-            (token.clone(), marked)
+    let (doors, now) = (doors(seen, &candidate.member.membership)?, Timestamp::now());
+    let own = replacement(&claims, None, now);
+    if let Some(kept) = kept.filter(|kept| replacement(&claims, Some(&kept.claims), now) == Replacement::Brought) {
+        match take_up(&doors, candidate, kept).await {
+            // Of one that was revoked, its text doesn't tell.
+            Err(failure) if failure.kind == Kind::Unauthorized && own == Replacement::Asked => {
+                let (cluster, secret) = (&candidate.member.name, &kept.origin.secret);
+                tracing::warn!(%cluster, %secret, "the cluster does not accept the later token there (401), and is asked for another");
+            }
+            brought => return Ok(brought?),
         }
-        (Replacement::Asked, _) => {
-            let entered = enter(&doors, cluster, membership, old).await;
-            let (door, client) = entered.map_err(|failure| unusable(failure, &held.way_back))?;
-            let token = ask(&client, old, &held.way_back).await?;
-            enter(&[door], cluster, membership, &token).await?;
-            (token, true)
-        }
-        _ => return Err(Hindrance::Nothing),
+    }
+    if own == Replacement::Asked { ask(&doors, candidate, old).await } else { Err(Hindrance::Nothing) }
+}
+
+/// Sees whether the cluster accepts the token in the kubeconfig that it was joined with.
+async fn take_up(doors: &[Door], Candidate { member, cluster, .. }: &Candidate<'_>, kept: &Kept) -> Result<Next> {
+    let (_, client) = enter(doors, cluster, &member.membership, &kept.token).await?;
+    let marked = match &kept.claims.account {
+        Some(account) => client.may_renew(account).await?,
+        None => false,
     };
-    // One that tells no end is a join's to take up.
-    let lifetime = Claims::of(token.expose_secret()).as_ref().and_then(Claims::lifetime).ok_or(Hindrance::Nothing)?;
-    Ok(Next { token, lifetime, marked })
+    Ok(Next::of(kept.token.clone(), &kept.claims, marked))
+}
+
+/// Has the cluster make another token of the same ServiceAccount, with the one in use.
+async fn ask(doors: &[Door], Candidate { held, member, cluster }: &Candidate<'_>, old: &SecretString) -> Outcome<Next> {
+    let membership = &member.membership;
+    let entered = enter(doors, cluster, membership, old).await;
+    let (door, client) = entered.map_err(|failure| unusable(failure, &held.way_back))?;
+    let token = made(&client, old, &held.way_back).await?;
+    enter(&[door], cluster, membership, &token).await?;
+    let claims = Claims::of(token.expose_secret()).ok_or(Hindrance::Nothing)?;
+    Ok(Next::of(token, &claims, true))
 }
 
 /// Asks the cluster for another token of the same ServiceAccount, that lasts as long as the one in use did.
-async fn ask(client: &Probed, old: &SecretString, way_back: &str) -> Outcome<SecretString> {
+async fn made(client: &Probed, old: &SecretString, way_back: &str) -> Outcome<SecretString> {
     let Some((account, lifetime)) = renewable(&Credentials::Token(old.clone())) else { return Err(Hindrance::Nothing) };
     if !client.may_renew(&account).await? {
         return Err(Hindrance::Refused(Problem::new(

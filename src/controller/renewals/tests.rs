@@ -472,6 +472,48 @@ async fn a_token_that_is_over_is_told_until_another_is_brought() {
 }
 
 #[tokio::test]
+async fn one_that_never_ends_is_taken_up_where_it_was_brought() {
+    let payload = json!({
+        "sub": "system:serviceaccount:vela-system:xregion", "kubernetes.io/serviceaccount/service-account.uid": "1",
+    });
+    let endless = format!("e30.{}.c2lnbmF0dXJl", BASE64_URL_SAFE_NO_PAD.encode(payload.to_string()));
+    for before in [due(), token("1", -5, -1)] {
+        let mut scene = Scene::new(&before).await;
+        scene.change(|world| {
+            world.accepted.push(endless.clone());
+            world.objects.get_mut("secrets/brought").unwrap()["data"]["k"] = json!(base64(&kubeconfig(&endless)));
+        });
+        assert_eq!(scene.look(NOW).await, []);
+        assert_eq!(scene.writes(), ["secrets/a"], "and the cluster is asked for none");
+        assert_eq!(scene.tokens(), [endless.clone(), endless.clone()]);
+        scene.change(|world| {
+            let annotations = &world.objects["secrets/a"]["metadata"]["annotations"];
+            let ends = ["expires", "renews"].map(|key| annotations[format!("xregion.oam.dev/{key}")].clone());
+            assert_eq!(ends, [Value::Null, Value::Null]);
+        });
+        assert_eq!(scene.look(NOW).await, [], "there is nothing to renew any more");
+        assert_eq!(scene.writes(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_brought_token_that_the_cluster_does_not_accept_does_not_keep_the_one_in_use_from_being_renewed() {
+    let mut scene = Scene::new(&due()).await;
+    let revoked = base64(&kubeconfig(&token("1", 0, 9)));
+    scene.change(|world| world.objects.get_mut("secrets/brought").unwrap()["data"]["k"] = json!(revoked));
+    assert_eq!(scene.look(NOW).await, []);
+    assert_eq!(scene.writes(), ALL[..3], "its member has not joined with it");
+    let new = scene.change(|world| world.gives.clone());
+    assert_eq!(scene.tokens(), [new.clone(), new], "nobody can use the other");
+    // When it is over, there is nothing to ask with.
+    let mut scene = Scene::new(&token("1", -5, -1)).await;
+    scene.change(|world| world.objects.get_mut("secrets/brought").unwrap()["data"]["k"] = json!(revoked));
+    let told = scene.look(NOW).await;
+    assert!(told.len() == 1 && told[0].problem.cause.starts_with("its token expired at "), "{told:?}");
+    assert_eq!(scene.writes(), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_cluster_whose_record_is_in_doubt_or_that_a_run_is_busy_with_is_left_alone() {
     let mut scene = Scene::new(&due()).await;
     let joining = json!({
