@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::members::describe;
 use super::{Controller, Seen};
+use crate::cli::MemberArg;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::renewal::Source;
@@ -28,7 +29,7 @@ use crate::model::checkup::{Problem, Subject, new_credentials};
 use crate::model::drift::{Member, Records, Trouble};
 use crate::model::kubeconfig::{Access, Credentials};
 use crate::model::lifetime::{Claims, warning};
-use crate::model::members::digest;
+use crate::model::members::{Declared, digest};
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::ClusterName;
 use crate::model::observed::Inside;
@@ -53,6 +54,25 @@ struct Kept {
     source: Source,
     token: SecretString,
     claims: Claims,
+}
+
+/// What became of a kubeconfig's text.
+struct Rewritten {
+    origin: Origin,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Rewritten {
+    /// The digest with the new text of a member that has joined with just the old one from there.
+    fn digest_of(&self, member: &Declared) -> Option<String> {
+        let arg = MemberArg::of_component(&member.parameters).ok()?;
+        let digest = |text: &[u8]| digest(&member.parameters, Some(text));
+        let joined = arg.secret == self.origin.secret
+            && arg.key == self.origin.key
+            && member.applied.as_deref() == Some(digest(&self.before).as_str());
+        joined.then(|| digest(&self.after))
+    }
 }
 
 /// A token that the cluster accepts, to take the place of the one in use.
@@ -144,7 +164,7 @@ impl Controller<'_> {
         if next.expires.is_some_and(|expires| expires <= candidate.held.expires) {
             return Err(Hindrance::Nothing);
         }
-        self.put(lock, candidate, kept, &next).await?;
+        self.put(lock, candidate, &old, kept, &next).await?;
         Ok(next.expires)
     }
 
@@ -160,7 +180,14 @@ impl Controller<'_> {
     }
 
     /// Writes a token into both Secrets, the kubeconfig's first: whatever ends it between the two, the next look finds it there.
-    async fn put(&self, lock: &Lock, candidate: &Candidate<'_>, kept: Option<Kept>, next: &Next) -> Outcome<()> {
+    async fn put(
+        &self,
+        lock: &Lock,
+        candidate: &Candidate<'_>,
+        old: &SecretString,
+        kept: Option<Kept>,
+        next: &Next,
+    ) -> Outcome<()> {
         // The members look at these Secrets, and must not see the one without the other.
         let _still = self.still.lock().await;
         let (clusters, now) = self.records().await?;
@@ -169,8 +196,15 @@ impl Controller<'_> {
         let same = |now: &&JoinedCluster| now.name() == before.name() && now.data("token") == before.data("token");
         let cluster = clusters.iter().find(same).filter(|_| lock.held() && is_settled(&now, candidate.member));
         let cluster = cluster.ok_or(Hindrance::Nothing)?;
-        let mut texts = None;
-        if let Some(Kept { origin, source, token, .. }) = kept {
+        // Its Secret may have other clusters' kubeconfigs, whose tokens were renewed while this cluster was asked.
+        let current = self.kept(&candidate.member.membership, old).await?;
+        let token = |kept: &Option<Kept>| kept.as_ref().map(|kept| kept.token.expose_secret().to_owned());
+        if token(&current) != token(&kept) {
+            let cause = "somebody has changed the token in the Secret of its kubeconfig meanwhile";
+            return Err(Hindrance::Failed(Problem::new(cause, "wait: it is tried again")));
+        }
+        let mut noted = None;
+        if let Some(Kept { origin, source, token, .. }) = current {
             let mut after = None;
             if token.expose_secret() != next.token.expose_secret() {
                 after = with_token(&source.text, origin.context.as_deref(), &next.token);
@@ -181,34 +215,36 @@ impl Controller<'_> {
                     }
                 }
             }
-            texts = Some((after.unwrap_or_else(|| source.text.clone()), source.text));
+            let after = after.unwrap_or_else(|| source.text.clone());
+            noted = Some(Rewritten { origin, before: source.text, after });
         }
         self.hub.put_token(cluster, &next.token, next.expires, next.renews).await?;
-        if let Some((after, before)) = texts {
-            self.note_members(candidate.member, cluster, next, [&before, &after]).await;
+        if let Some(rewritten) = noted {
+            self.note_members(candidate.member, cluster, next, &rewritten).await;
         }
         Ok(())
     }
 
-    /// Records with members that have joined with this kubeconfig that they have with what it is now, too: it is no reason to join
-    /// again. Where this is not written, they do, and that changes nothing.
-    async fn note_members(&self, member: &Member, cluster: &JoinedCluster, next: &Next, [before, after]: [&[u8]; 2]) {
+    /// Records with members that have joined with this kubeconfig, or with another context of it, that they have with what it is now, too:
+    /// it is no reason to join again. Where this is not written, they do, and that changes nothing.
+    async fn note_members(&self, member: &Member, cluster: &JoinedCluster, next: &Next, rewritten: &Rewritten) {
         let (name, membership) = (&member.name, &member.membership);
         let access = access(cluster, membership, &next.token);
         let warning = access.and_then(|access| warning(&access, false, next.renews.is_some(), Timestamp::now()));
         let message = describe(&membership.region, membership.node_port, membership.mode, warning.as_deref());
         let noted = async {
             for declared in self.hub.members().await? {
-                let applied = declared.applied.as_deref();
-                if declared.holds.as_ref() == Some(name) && applied == Some(digest(&declared.parameters, Some(before)).as_str()) {
-                    let digest = digest(&declared.parameters, Some(after));
+                let Some(digest) = rewritten.digest_of(&declared) else { continue };
+                if declared.holds.as_ref() == Some(name) {
                     self.hub.member_joined(&declared, name, &digest, &message).await?;
+                } else if declared.applied.as_ref() != Some(&digest) {
+                    self.hub.member_applied(&declared, &digest).await?;
                 }
             }
             Ok::<_, Failure>(())
         };
         if let Err(failure) = noted.await {
-            tracing::warn!(%failure, cluster = %name, "its member joins again, which changes nothing");
+            tracing::warn!(%failure, cluster = %name, "members of its kubeconfig join again, which changes nothing");
         }
     }
 }
