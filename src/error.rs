@@ -63,7 +63,7 @@ kinds! {
     SecondName = 22,
     /// The host name is aliased on the gateway by somebody else.
     HostAliased = 23,
-    /// The host name is taken by a cluster of another region.
+    /// The host name is taken by a cluster of another region, or by one that is joined without a region.
     HostTaken = 24,
     /// The certificate has no name that could be aliased.
     NoUsableName = 25,

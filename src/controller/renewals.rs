@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::members::describe;
 use super::{Controller, Seen};
+use crate::cli::MemberArg;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::renewal::Source;
@@ -27,8 +28,8 @@ use crate::lock::Lock;
 use crate::model::checkup::{Problem, Subject, new_credentials};
 use crate::model::drift::{Member, Records, Trouble};
 use crate::model::kubeconfig::{Access, Credentials};
-use crate::model::lifetime::{Claims, Lifetime, warning};
-use crate::model::members::digest;
+use crate::model::lifetime::{Claims, warning};
+use crate::model::members::{Declared, digest};
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::ClusterName;
 use crate::model::observed::Inside;
@@ -55,17 +56,39 @@ struct Kept {
     claims: Claims,
 }
 
+/// What became of a kubeconfig's text.
+struct Rewritten {
+    origin: Origin,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Rewritten {
+    /// The digest with the new text of a member that has joined with just the old one from there.
+    fn digest_of(&self, member: &Declared) -> Option<String> {
+        let arg = MemberArg::of_component(&member.parameters).ok()?;
+        let digest = |text: &[u8]| digest(&member.parameters, Some(text));
+        let joined = arg.secret == self.origin.secret
+            && arg.key == self.origin.key
+            && member.applied.as_deref() == Some(digest(&self.before).as_str());
+        joined.then(|| digest(&self.after))
+    }
+}
+
 /// A token that the cluster accepts, to take the place of the one in use.
 struct Next {
     token: SecretString,
-    lifetime: Lifetime,
-    /// Whether it may be renewed in its turn.
-    marked: bool,
+    /// When it ends; none is for ever.
+    expires: Option<Timestamp>,
+    /// From when on it may be renewed in its turn.
+    renews: Option<Timestamp>,
 }
 
 impl Next {
-    fn renews(&self) -> Option<Timestamp> {
-        self.marked.then(|| self.lifetime.renewal())
+    /// `marked` is whether it may be renewed.
+    fn of(token: SecretString, claims: &Claims, marked: bool) -> Self {
+        let renews = claims.lifetime().filter(|_| marked).map(|lifetime| lifetime.renewal());
+        Self { token, expires: claims.expires, renews }
     }
 }
 
@@ -111,11 +134,12 @@ impl Controller<'_> {
         .await;
         for (Candidate { held, member, .. }, outcome) in due.into_iter().zip(outcomes) {
             match outcome {
-                Ok(lifetime) => {
+                Ok(expires) => {
                     renewing.done(held);
                     told.retain(|other| other.about != held.about);
                     self.metrics.renewed("renewed");
-                    let note = format!("the token of {} was renewed, and lasts until {}", member.name, lifetime.expires);
+                    let until = expires.map_or_else(|| "never expires".to_owned(), |expires| format!("lasts until {expires}"));
+                    let note = format!("the token of {} was renewed, and {until}", member.name);
                     tracing::info!("{note}");
                     self.publish(seen, &held.about, EventType::Normal, "Renewed", &note).await;
                 }
@@ -132,16 +156,16 @@ impl Controller<'_> {
         *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
     }
 
-    /// Renews a cluster's token; gives the new one's lifetime.
-    async fn renew(&self, lock: &Lock, seen: &Seen, candidate: &Candidate<'_>) -> Outcome<Lifetime> {
+    /// Renews a cluster's token; gives the new one's end, if it has one.
+    async fn renew(&self, lock: &Lock, seen: &Seen, candidate: &Candidate<'_>) -> Outcome<Option<Timestamp>> {
         let Some(Credentials::Token(old)) = candidate.cluster.credentials() else { return Err(Hindrance::Nothing) };
         let kept = self.kept(&candidate.member.membership, &old).await?;
         let next = obtain(seen, candidate, &old, kept.as_ref()).await?;
-        if next.lifetime.expires <= candidate.held.expires {
+        if next.expires.is_some_and(|expires| expires <= candidate.held.expires) {
             return Err(Hindrance::Nothing);
         }
-        self.put(lock, candidate, kept, &next).await?;
-        Ok(next.lifetime)
+        self.put(lock, candidate, &old, kept, &next).await?;
+        Ok(next.expires)
     }
 
     /// The kubeconfig that a cluster was joined with, if it has a token of the same ServiceAccount. One of somebody else is a join's to take
@@ -156,7 +180,14 @@ impl Controller<'_> {
     }
 
     /// Writes a token into both Secrets, the kubeconfig's first: whatever ends it between the two, the next look finds it there.
-    async fn put(&self, lock: &Lock, candidate: &Candidate<'_>, kept: Option<Kept>, next: &Next) -> Outcome<()> {
+    async fn put(
+        &self,
+        lock: &Lock,
+        candidate: &Candidate<'_>,
+        old: &SecretString,
+        kept: Option<Kept>,
+        next: &Next,
+    ) -> Outcome<()> {
         // The members look at these Secrets, and must not see the one without the other.
         let _still = self.still.lock().await;
         let (clusters, now) = self.records().await?;
@@ -165,8 +196,15 @@ impl Controller<'_> {
         let same = |now: &&JoinedCluster| now.name() == before.name() && now.data("token") == before.data("token");
         let cluster = clusters.iter().find(same).filter(|_| lock.held() && is_settled(&now, candidate.member));
         let cluster = cluster.ok_or(Hindrance::Nothing)?;
-        let mut texts = None;
-        if let Some(Kept { origin, source, token, .. }) = kept {
+        // Its Secret may have other clusters' kubeconfigs, whose tokens were renewed while this cluster was asked.
+        let current = self.kept(&candidate.member.membership, old).await?;
+        let token = |kept: &Option<Kept>| kept.as_ref().map(|kept| kept.token.expose_secret().to_owned());
+        if token(&current) != token(&kept) {
+            let cause = "somebody has changed the token in the Secret of its kubeconfig meanwhile";
+            return Err(Hindrance::Failed(Problem::new(cause, "wait: it is tried again")));
+        }
+        let mut noted = None;
+        if let Some(Kept { origin, source, token, .. }) = current {
             let mut after = None;
             if token.expose_secret() != next.token.expose_secret() {
                 after = with_token(&source.text, origin.context.as_deref(), &next.token);
@@ -177,34 +215,36 @@ impl Controller<'_> {
                     }
                 }
             }
-            texts = Some((after.unwrap_or_else(|| source.text.clone()), source.text));
+            let after = after.unwrap_or_else(|| source.text.clone());
+            noted = Some(Rewritten { origin, before: source.text, after });
         }
-        self.hub.put_token(cluster, &next.token, next.lifetime.expires, next.renews()).await?;
-        if let Some((after, before)) = texts {
-            self.note_members(candidate.member, cluster, next, [&before, &after]).await;
+        self.hub.put_token(cluster, &next.token, next.expires, next.renews).await?;
+        if let Some(rewritten) = noted {
+            self.note_members(candidate.member, cluster, next, &rewritten).await;
         }
         Ok(())
     }
 
-    /// Records with members that have joined with this kubeconfig that they have with what it is now, too: it is no reason to join
-    /// again. Where this is not written, they do, and that changes nothing.
-    async fn note_members(&self, member: &Member, cluster: &JoinedCluster, next: &Next, [before, after]: [&[u8]; 2]) {
+    /// Records with members that have joined with this kubeconfig, or with another context of it, that they have with what it is now, too:
+    /// it is no reason to join again. Where this is not written, they do, and that changes nothing.
+    async fn note_members(&self, member: &Member, cluster: &JoinedCluster, next: &Next, rewritten: &Rewritten) {
         let (name, membership) = (&member.name, &member.membership);
         let access = access(cluster, membership, &next.token);
-        let warning = access.and_then(|access| warning(&access, false, next.marked, Timestamp::now()));
+        let warning = access.and_then(|access| warning(&access, false, next.renews.is_some(), Timestamp::now()));
         let message = describe(&membership.region, membership.node_port, membership.mode, warning.as_deref());
         let noted = async {
             for declared in self.hub.members().await? {
-                let applied = declared.applied.as_deref();
-                if declared.holds.as_ref() == Some(name) && applied == Some(digest(&declared.parameters, Some(before)).as_str()) {
-                    let digest = digest(&declared.parameters, Some(after));
+                let Some(digest) = rewritten.digest_of(&declared) else { continue };
+                if declared.holds.as_ref() == Some(name) {
                     self.hub.member_joined(&declared, name, &digest, &message).await?;
+                } else if declared.applied.as_ref() != Some(&digest) {
+                    self.hub.member_applied(&declared, &digest).await?;
                 }
             }
             Ok::<_, Failure>(())
         };
         if let Err(failure) = noted.await {
-            tracing::warn!(%failure, cluster = %name, "its member joins again, which changes nothing");
+            tracing::warn!(%failure, cluster = %name, "members of its kubeconfig join again, which changes nothing");
         }
     }
 }
@@ -301,40 +341,46 @@ async fn enter(doors: &[Door], cluster: &JoinedCluster, membership: &Membership,
 }
 
 /// Gets what takes the place of a token, and sees that the cluster accepts it.
-async fn obtain(
-    seen: &Seen,
-    Candidate { held, member, cluster }: &Candidate<'_>,
-    old: &SecretString,
-    kept: Option<&Kept>,
-) -> Outcome<Next> {
-    let membership = &member.membership;
+async fn obtain(seen: &Seen, candidate: &Candidate<'_>, old: &SecretString, kept: Option<&Kept>) -> Outcome<Next> {
     let claims = Claims::of(old.expose_secret()).ok_or(Hindrance::Nothing)?;
-    let doors = doors(seen, membership)?;
-    let (token, marked) = match (replacement(&claims, kept.map(|kept| &kept.claims), Timestamp::now()), kept) {
-        (Replacement::Brought, Some(Kept { token, claims, .. })) => {
-            let (_, client) = enter(&doors, cluster, membership, token).await?;
-            let marked = match &claims.account {
-                Some(account) => client.may_renew(account).await?,
-                None => false,
-            };
-            (token.clone(), marked)
+    let (doors, now) = (doors(seen, &candidate.member.membership)?, Timestamp::now());
+    let own = replacement(&claims, None, now);
+    if let Some(kept) = kept.filter(|kept| replacement(&claims, Some(&kept.claims), now) == Replacement::Brought) {
+        match take_up(&doors, candidate, kept).await {
+            // Of one that was revoked, its text doesn't tell.
+            Err(failure) if failure.kind == Kind::Unauthorized && own == Replacement::Asked => {
+                let (cluster, secret) = (&candidate.member.name, &kept.origin.secret);
+                tracing::warn!(%cluster, %secret, "the cluster does not accept the later token there (401), and is asked for another");
+            }
+            brought => return Ok(brought?),
         }
-        (Replacement::Asked, _) => {
-            let entered = enter(&doors, cluster, membership, old).await;
-            let (door, client) = entered.map_err(|failure| unusable(failure, &held.way_back))?;
-            let token = ask(&client, old, &held.way_back).await?;
-            enter(&[door], cluster, membership, &token).await?;
-            (token, true)
-        }
-        _ => return Err(Hindrance::Nothing),
+    }
+    if own == Replacement::Asked { ask(&doors, candidate, old).await } else { Err(Hindrance::Nothing) }
+}
+
+/// Sees whether the cluster accepts the token in the kubeconfig that it was joined with.
+async fn take_up(doors: &[Door], Candidate { member, cluster, .. }: &Candidate<'_>, kept: &Kept) -> Result<Next> {
+    let (_, client) = enter(doors, cluster, &member.membership, &kept.token).await?;
+    let marked = match &kept.claims.account {
+        Some(account) => client.may_renew(account).await?,
+        None => false,
     };
-    // One that tells no end is a join's to take up.
-    let lifetime = Claims::of(token.expose_secret()).as_ref().and_then(Claims::lifetime).ok_or(Hindrance::Nothing)?;
-    Ok(Next { token, lifetime, marked })
+    Ok(Next::of(kept.token.clone(), &kept.claims, marked))
+}
+
+/// Has the cluster make another token of the same ServiceAccount, with the one in use.
+async fn ask(doors: &[Door], Candidate { held, member, cluster }: &Candidate<'_>, old: &SecretString) -> Outcome<Next> {
+    let membership = &member.membership;
+    let entered = enter(doors, cluster, membership, old).await;
+    let (door, client) = entered.map_err(|failure| unusable(failure, &held.way_back))?;
+    let token = made(&client, old, &held.way_back).await?;
+    enter(&[door], cluster, membership, &token).await?;
+    let claims = Claims::of(token.expose_secret()).ok_or(Hindrance::Nothing)?;
+    Ok(Next::of(token, &claims, true))
 }
 
 /// Asks the cluster for another token of the same ServiceAccount, that lasts as long as the one in use did.
-async fn ask(client: &Probed, old: &SecretString, way_back: &str) -> Outcome<SecretString> {
+async fn made(client: &Probed, old: &SecretString, way_back: &str) -> Outcome<SecretString> {
     let Some((account, lifetime)) = renewable(&Credentials::Token(old.clone())) else { return Err(Hindrance::Nothing) };
     if !client.may_renew(&account).await? {
         return Err(Hindrance::Refused(Problem::new(

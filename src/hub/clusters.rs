@@ -13,9 +13,10 @@ use serde_json::json;
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::Wanted;
+use crate::model::direct::DirectHosts;
 use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
-use crate::model::names::{ClusterName, NAMESPACE};
+use crate::model::names::{ClusterName, DnsName, NAMESPACE};
 
 /// The Job's ServiceAccount, as clusters name it that are asked as it; and how the controller's begins.
 const ACCOUNT: &str = "system:serviceaccount:vela-system:xregion";
@@ -32,6 +33,16 @@ impl JoinedCluster {
     /// The address cluster-gateway connects to.
     pub fn endpoint(&self) -> Option<&str> {
         self.data("endpoint").and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
+
+    /// The host name by which the hub reaches it, if it is by a name.
+    pub fn host(&self) -> Option<DnsName> {
+        self.endpoint()?.parse::<http::Uri>().ok()?.host()?.parse().ok()
+    }
+
+    /// Whether the hub shows its credentials for it already to whoever has a certificate for this name by one of these authorities.
+    pub fn is_shown_to(&self, name: &DnsName, ca: &[u8]) -> bool {
+        self.host().as_ref() == Some(name) && self.data("ca.crt") == Some(ca)
     }
 
     /// A value of the Secret's data.
@@ -86,6 +97,13 @@ impl JoinedCluster {
     }
 }
 
+#[cfg(test)]
+impl From<Secret> for JoinedCluster {
+    fn from(secret: Secret) -> Self {
+        Self { secret }
+    }
+}
+
 /// What a joined cluster says of who it is.
 pub enum Identity {
     /// The UID of its namespace `kube-system`.
@@ -120,6 +138,13 @@ impl Hub {
     /// The names of every joined cluster.
     pub async fn cluster_names(&self) -> Result<BTreeSet<String>> {
         Ok(self.joined_clusters().await?.iter().map(|cluster| cluster.name().to_owned()).collect())
+    }
+
+    /// The host names by which clusters are reached that no region leads to.
+    pub async fn direct_hosts(&self) -> Result<DirectHosts> {
+        let clusters = self.joined_clusters().await?;
+        let alias = |cluster: &JoinedCluster| cluster.membership().map(|membership| membership.alias);
+        Ok(DirectHosts::of(clusters.iter().map(|cluster| (cluster.name().to_owned(), cluster.host(), alias(cluster)))))
     }
 
     /// Every joined cluster.
@@ -233,6 +258,23 @@ fn no_answer(name: &ClusterName, code: Option<u16>, why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_s_host_is_the_name_in_its_endpoint() {
+        for (endpoint, want) in [
+            ("https://a.example:30000", Some("a.example")),
+            ("https://A.example", Some("a.example")),
+            ("https://a.example./", Some("a.example")),
+            ("https://a.example:6443/k8s/clusters/c-1", Some("a.example")),
+            ("https://10.0.0.1:6443", None),
+            ("https://[2001:db8::1]:6443", None),
+            ("", None),
+        ] {
+            let data = json!({"endpoint": ByteString(endpoint.into())});
+            let secret: Secret = serde_json::from_value(json!({"data": data})).unwrap();
+            assert_eq!(JoinedCluster { secret }.host().as_ref().map(DnsName::as_str), want, "{endpoint}");
+        }
+    }
 
     #[test]
     fn each_silence_has_a_fix_of_its_own() {

@@ -82,6 +82,11 @@ impl Hub {
         self.patch_member(member, &patch).await
     }
 
+    /// Records that what a member has joined with is this now.
+    pub async fn member_applied(&self, member: &Declared, digest: &str) -> Result<()> {
+        self.patch_member(member, &json!({"metadata": {"annotations": {APPLIED: digest}}})).await
+    }
+
     /// Records that a member has no cluster any more, or never had it.
     pub async fn member_let_go(&self, member: &Declared) -> Result<()> {
         self.patch_member(member, &json!({"metadata": {"annotations": {HOLDS: null, APPLIED: null}}})).await

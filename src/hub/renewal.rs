@@ -43,10 +43,11 @@ impl Hub {
         &self,
         cluster: &JoinedCluster,
         token: &SecretString,
-        expires: Timestamp,
+        expires: Option<Timestamp>,
         renews: Option<Timestamp>,
     ) -> Result<()> {
-        let annotations = json!({EXPIRES: expires.to_string(), RENEWS: renews.map(|renews| renews.to_string())});
+        let [expires, renews] = [expires, renews].map(|time| time.map(|time| time.to_string()));
+        let annotations = json!({EXPIRES: expires, RENEWS: renews});
         let data = json!({"token": ByteString(token.expose_secret().as_bytes().to_vec())});
         let patch = json!({"metadata": {"resourceVersion": cluster.version(), "annotations": annotations}, "data": data});
         self.patch_secret(cluster.name(), patch).await

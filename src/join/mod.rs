@@ -27,15 +27,15 @@ use crate::hub::{Brought, Hub};
 use crate::leave;
 use crate::model::aliases::HostAliases;
 use crate::model::bounds::Bounds;
+use crate::model::direct::DirectHosts;
 use crate::model::joined::Joined;
-use crate::model::kubeconfig::{Access, Credentials, authority_part};
+use crate::model::kubeconfig::{Access, authority_part};
 use crate::model::labels::Label;
 use crate::model::lifetime;
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::region::{Entry, SNI_PORT};
-use crate::model::renewal::outlived;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
 use crate::region::{Region, release_ports};
 use crate::undo::Undo;
@@ -95,18 +95,32 @@ pub enum Source {
     Read(Box<Access>),
 }
 
+/// What the joins of a run share.
+struct Shared {
+    turns: Semaphore,
+    /// The host names that aliases must not take.
+    direct: DirectHosts,
+}
+
+impl Shared {
+    /// To be read before the gateway's aliases: of a cluster that is joined through a region just now, the alias is written first.
+    async fn read(hub: &Hub, at_once: usize) -> Result<Self> {
+        Ok(Self { turns: Semaphore::new(at_once), direct: hub.direct_hosts().await? })
+    }
+}
+
 /// Joins clusters, and tells of each what came of it. `undos` has one for each; it holds, at every await, what would have to be
 /// undone if it ended there, and nothing for a cluster that is done.
 pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo]) -> Result<Vec<Result<Joined>>> {
     let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();
     let gateway = hub.gateway(order.gateway.as_deref()).await?;
-    let turns = Semaphore::new(AT_ONCE);
+    let shared = Shared::read(hub, AT_ONCE).await?;
     let proven = join_all(order.members.iter().zip(&tellers).zip(undos).map(|((member, tell), undo)| {
-        let (turns, gateway) = (&turns, &gateway);
+        let (shared, gateway) = (&shared, &gateway);
         async move {
-            let proven = prove(hub, order, member, gateway, tell, undo, turns).await;
+            let proven = prove(hub, order, member, gateway, tell, undo, shared).await;
             // Many that undo at once would contend for one Service.
-            let _turn = turns.acquire().await;
+            let _turn = shared.turns.acquire().await;
             settled(proven, tell, undo).await
         }
     }))
@@ -157,11 +171,11 @@ async fn prove<'a>(
     gateway: &'a Gateway,
     tell: &'a Teller<'a>,
     undo: &'a Undo,
-    turns: &'a Semaphore,
+    shared: &'a Shared,
 ) -> Result<Proven<'a>> {
-    let turn = turns.acquire().await;
+    let turn = shared.turns.acquire().await;
     tell.stage(Stage::Reading, &format!("reading the kubeconfig of {} and region {}", member.cluster, member.region)).await;
-    let mut join = Join::read(hub, order, member, gateway, tell, undo, turns).await?;
+    let mut join = Join::read(hub, order, member, gateway, tell, undo, shared).await?;
     drop(turn);
 
     let upstream = authority_part(&join.access.host.to_string(), join.access.port);
@@ -202,7 +216,7 @@ struct Join<'a> {
     gateway: &'a Gateway,
     tell: &'a Teller<'a>,
     undo: &'a Undo,
-    turns: &'a Semaphore,
+    shared: &'a Shared,
     access: Access,
     /// The TLS name that is to tell its connections from others'; none: it is to have a port for itself.
     server_name: Option<DnsName>,
@@ -266,23 +280,17 @@ impl<'a> Join<'a> {
         gateway: &'a Gateway,
         tell: &'a Teller<'a>,
         undo: &'a Undo,
-        turns: &'a Semaphore,
+        shared: &'a Shared,
     ) -> Result<Self> {
         let before = hub.cluster(&member.cluster).await?;
-        let mut kept_token = false;
-        let (access, origin) = match &member.source {
-            Source::Read(access) => ((**access).clone(), None),
+        let (access, kept_token, origin) = match &member.source {
+            Source::Read(access) => ((**access).clone(), false, None),
             Source::Secret { name, key, context } => {
-                let no_files = |_: &std::path::Path| Err(std::io::Error::other("a Secret holds no files"));
-                let Brought { mut text, stays } = hub.kubeconfig(name, key).await?;
-                if let Some(Credentials::Token(held)) = before.as_ref().and_then(JoinedCluster::credentials)
-                    && let Some(with_held) = outlived(&text, context.as_deref(), &held, Timestamp::now())
-                {
-                    (text, kept_token) = (with_held, true);
-                }
-                let access = Access::parse(&text, context.as_deref(), &no_files, Timestamp::now())
+                let Brought { text, stays } = hub.kubeconfig(name, key).await?;
+                let (access, kept_token) = keep::read(&text, context.as_deref(), before.as_ref(), Timestamp::now())
                     .map_err(|failure| failure.about(&format!("Secret {NAMESPACE}/{name}, key {key:?}")))?;
-                (access, stays.then(|| Origin { secret: name.clone(), key: key.clone(), context: context.clone() }))
+                let origin = Origin { secret: name.clone(), key: key.clone(), context: context.clone() };
+                (access, kept_token, stays.then_some(origin))
             }
         };
         let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.bounds)
@@ -312,7 +320,7 @@ impl<'a> Join<'a> {
             gateway,
             tell,
             undo,
-            turns,
+            shared,
             access,
             server_name,
             before,

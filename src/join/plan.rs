@@ -1,9 +1,8 @@
 //! What a join would change, found out by going its way with every write to an API as a dry run.
 
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
-use super::{Join, Order};
+use super::{Join, Order, Shared};
 use crate::error::Result;
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
@@ -25,10 +24,10 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
     let mut plan = Plan::default();
     let mut change = rolling::Change { adopt: order.adopt, ..rolling::Change::default() };
     let mut joins = Vec::new();
-    let (undo, turns) = (Undo::default(), Semaphore::new(1));
+    let (undo, shared) = (Undo::default(), Shared::read(hub, 1).await?);
     let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();
     for (member, tell) in order.members.iter().zip(&tellers) {
-        let mut join = Join::read(hub, order, member, &gateway, tell, &undo, &turns).await?;
+        let mut join = Join::read(hub, order, member, &gateway, tell, &undo, &shared).await?;
         join.region = join.region.rehearsing();
         let laid = join.laid().await?;
         let (route, ports) = join.plan_route(&laid, &mut plan).await?;

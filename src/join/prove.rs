@@ -73,7 +73,7 @@ impl Join<'_> {
     /// Writes the route and its port, waits until every ready proxy serves it, and proves it. Where no node port is asked for and it
     /// has none, it gets the preferred one if that is free.
     pub(super) async fn lay(&mut self, slot: Slot, current: Option<Route>, preferred: Option<u16>) -> Result<Membership> {
-        let turns = self.turns;
+        let turns = &self.shared.turns;
         let turn = turns.acquire().await;
         let mut route = self.route(slot, current.as_ref());
         let ports = match route.mode() {
@@ -217,7 +217,7 @@ impl Join<'_> {
         let mut told = String::new();
         loop {
             let state = {
-                let _turn = self.turns.acquire().await;
+                let _turn = self.shared.turns.acquire().await;
                 let ready = self.region.ready_proxies().await?;
                 uptake(&route.name(), &route.mark(), &ready, &self.region.reports().await?)
             };
@@ -281,6 +281,7 @@ impl Join<'_> {
             ApiHost::Ip(_) => presented.into_iter().next().unwrap_or_default(),
         };
         let alias = self.choose_alias(&candidates)?;
+        self.check_kept(&alias)?;
         let clients = doors.iter().map(|door| probe::client(door, &alias, &self.access)).collect::<Result<Vec<_>>>()?;
         let identities = try_join_all(clients.iter().map(probe::Probed::identity)).await?;
         let identity = identities.first().cloned().unwrap_or_default();
@@ -328,7 +329,13 @@ impl Join<'_> {
     }
 
     fn admit(&self, wanted: &Wanted) -> Result<()> {
-        if self.order.adopt { self.aliases.admit_adopted(wanted, &self.addresses) } else { self.aliases.admit_move(wanted) }
+        if self.order.adopt {
+            self.aliases.admit_adopted(wanted, &self.addresses)?;
+        } else {
+            self.aliases.admit_move(wanted)?;
+        }
+        // A name that leads there already takes nothing away.
+        if self.aliases.leads_to(&wanted.host).is_empty() { self.shared.direct.admit(wanted) } else { Ok(()) }
     }
 
     pub(super) fn wanted(&self, host: &DnsName) -> Wanted {

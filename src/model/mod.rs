@@ -4,6 +4,7 @@ pub mod aliases;
 pub mod answering;
 pub mod bounds;
 pub mod checkup;
+pub mod direct;
 pub mod drift;
 pub mod entries;
 pub mod joined;

@@ -142,7 +142,9 @@ impl Renewing {
             Some((Hindrance::Refused(why), _)) => held
                 .is_soon(now)
                 .then(|| Problem::new(format!("its {what} expires at {expires}, and may not be renewed: {}", why.cause), &why.fix)),
-            Some((Hindrance::Nothing, _)) => None,
+            Some((Hindrance::Nothing, _)) => held.is_late(now).then(|| {
+                Problem::new(format!("its {what} expires at {expires}, and none that ends later is to be had"), &held.way_back)
+            }),
             // What can be renewed is tried first.
             None => (!held.renewable && held.is_soon(now))
                 .then(|| Problem::new(format!("its {what} expires at {expires}"), &held.way_back)),
@@ -307,7 +309,9 @@ mod tests {
         assert_eq!(told(&mine, Some(&refusal), 21 * DAY), None, "there is time");
         let refused = "its token expires at 1970-01-31T00:00:00Z, and may not be renewed: it is not marked";
         assert_eq!(told(&mine, Some(&refusal), 24 * DAY), of(refused, "mark it"));
-        assert_eq!(told(&mine, Some(&Hindrance::Nothing), 24 * DAY), None);
+        assert_eq!(told(&mine, Some(&Hindrance::Nothing), 24 * DAY), None, "it may pass");
+        let nothing = "its token expires at 1970-01-31T00:00:00Z, and none that ends later is to be had";
+        assert_eq!(told(&mine, Some(&Hindrance::Nothing), 27 * DAY), of(nothing, "bring another"));
         let over = of("its token expired at 1970-01-31T00:00:00Z, and the hub is not let in any more", "bring another");
         for hindrance in [None, Some(&refusal), Some(&Hindrance::Nothing)] {
             assert_eq!(told(&mine, hindrance, 30 * DAY), over);

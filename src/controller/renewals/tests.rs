@@ -75,11 +75,12 @@ struct World {
     fails: Option<&'static str>,
     /// After which write somebody else writes an object of which path.
     races: Option<[&'static str; 2]>,
-    /// Which token somebody else gives the cluster meanwhile.
-    replaces: Option<String>,
+    /// What somebody else does while the cluster is asked for a token.
+    meanwhile: Option<Deed>,
 }
 
 type Shared = Arc<std::sync::Mutex<World>>;
+type Deed = Box<dyn FnOnce(&mut World) + Send>;
 
 fn status(code: u16, reason: &str) -> (u16, Value) {
     (code, json!({"kind": "Status", "status": "Failure", "code": code, "message": reason, "reason": reason}))
@@ -101,8 +102,8 @@ impl World {
                 assert_eq!(body["spec"]["expirationSeconds"], 4 * 3600, "as long as the old one");
                 self.writes.push("token".into());
                 self.race("token");
-                if let Some(token) = self.replaces.take() {
-                    self.objects.get_mut("secrets/a").unwrap()["data"]["token"] = json!(base64(&token));
+                if let Some(meanwhile) = self.meanwhile.take() {
+                    meanwhile(self);
                 }
                 let end = Timestamp::now().to_string();
                 (
@@ -149,7 +150,9 @@ impl World {
             (_, None) => {
                 let items: Vec<&Value> = match path {
                     "secrets" if labelled("credential-type") => self.objects.get("secrets/a").into_iter().collect(),
-                    "configmaps" if labelled("%3Dmember") => self.objects.get("configmaps/member").into_iter().collect(),
+                    "configmaps" if labelled("%3Dmember") => {
+                        ["configmaps/member", "configmaps/other"].iter().filter_map(|path| self.objects.get(*path)).collect()
+                    }
                     "configmaps" if labelled("%3Dprogress") => self.objects.get("configmaps/progress").into_iter().collect(),
                     "secrets" | "configmaps" => vec![],
                     _ => return status(404, "NotFound"),
@@ -163,6 +166,13 @@ impl World {
         if let Some([_, path]) = self.races.take_if(|[trigger, _]| *trigger == after) {
             self.objects.get_mut(path).unwrap()["metadata"]["resourceVersion"] = json!("2");
         }
+    }
+
+    /// Writes another text into the kubeconfig's Secret.
+    fn bring(&mut self, text: &str) {
+        let secret = self.objects.get_mut("secrets/brought").unwrap();
+        secret["metadata"]["resourceVersion"] = json!("2");
+        secret["data"]["k"] = json!(base64(text));
     }
 
     fn text(&self, path: &str, key: &str) -> String {
@@ -235,7 +245,7 @@ impl Scene {
             writes: vec![],
             fails: None,
             races: None,
-            replaces: None,
+            meanwhile: None,
         };
         let world = Arc::new(std::sync::Mutex::new(world));
         let (port, authority) = serve_cluster(world.clone()).await;
@@ -351,7 +361,8 @@ async fn a_look_that_is_older_than_what_was_written_does_no_harm() {
     let new = token("1", 0, 5);
     scene.change(|world| {
         world.accepted.push(new.clone());
-        world.replaces = Some(new.clone());
+        let new = base64(&new);
+        world.meanwhile = Some(Box::new(move |world| world.objects.get_mut("secrets/a").unwrap()["data"]["token"] = json!(new)));
     });
     assert_eq!(scene.look(NOW).await, []);
     assert_eq!(scene.writes(), ["token"]);
@@ -388,17 +399,80 @@ async fn a_death_between_the_two_secrets_is_gone_on_from() {
 
 #[tokio::test]
 async fn what_somebody_changes_meanwhile_is_not_overwritten() {
-    for (after, path, written) in [("secrets/brought", "secrets/a", &ALL[..2]), ("token", "secrets/brought", &ALL[..1])] {
-        let mut scene = Scene::new(&due()).await;
-        let before = scene.tokens();
-        scene.change(|world| world.races = Some([after, path]));
-        assert_eq!(scene.look(NOW).await, [], "it may pass");
-        assert_eq!(scene.writes(), written, "{path}");
-        assert_eq!(scene.tokens()[0], before[0], "{path}");
-        // And the next time it goes on from there.
-        assert_eq!(scene.look(SignedDuration::from_secs(11)).await, []);
-        let new = scene.change(|world| world.gives.clone());
-        assert_eq!(scene.tokens(), [new.clone(), new], "{path}");
+    let mut scene = Scene::new(&due()).await;
+    let before = scene.tokens();
+    scene.change(|world| world.races = Some(["secrets/brought", "secrets/a"]));
+    assert_eq!(scene.look(NOW).await, [], "it may pass");
+    assert_eq!(scene.writes(), ALL[..2]);
+    assert_eq!(scene.tokens()[0], before[0]);
+    // And the next time it goes on from there.
+    assert_eq!(scene.look(SignedDuration::from_secs(11)).await, []);
+    let new = scene.change(|world| world.gives.clone());
+    assert_eq!(scene.tokens(), [new.clone(), new]);
+
+    let (mut scene, later) = (Scene::new(&due()).await, token("1", 0, 9));
+    let text = kubeconfig(&later);
+    scene.change(|world| {
+        world.accepted.push(later.clone());
+        world.meanwhile = Some(Box::new(move |world| world.bring(&text)));
+    });
+    let before = scene.tokens();
+    assert_eq!(scene.look(NOW).await, [], "it may pass");
+    assert_eq!(scene.writes(), ALL[..1]);
+    assert_eq!(scene.tokens(), [before[0].clone(), later.clone()]);
+    assert_eq!(scene.look(SignedDuration::from_secs(11)).await, []);
+    assert_eq!(scene.tokens(), [later.clone(), later]);
+}
+
+#[tokio::test]
+async fn clusters_of_one_kubeconfig_are_renewed_at_the_same_time_and_none_of_their_members_joins_again() {
+    let other = r#"{"cluster":"b","region":"east","secret":"brought","key":"k","context":"d"}"#;
+    let elsewhere = r#"{"cluster":"c","region":"east","secret":"another","key":"k"}"#;
+    let of = |one: &str, two: &str| {
+        let mut text: Value = serde_json::from_str(kubeconfig(one).split_once('\n').unwrap().1).unwrap();
+        let context = json!({"name": "d", "context": {"cluster": "k", "user": "v"}});
+        text["contexts"].as_array_mut().unwrap().push(context);
+        text["users"].as_array_mut().unwrap().push(json!({"name": "v", "user": {"token": two}}));
+        text.to_string()
+    };
+    let joined_with = |text: &str, parameters: &str, world: &mut World| {
+        for (path, parameters, holds) in [("configmaps/member", PARAMETERS_OF_A, "a"), ("configmaps/other", parameters, "b")] {
+            world.objects.get_mut(path).unwrap()["metadata"]["annotations"] =
+                json!({HOLDS: holds, APPLIED: digest(parameters, Some(text.as_bytes()))});
+        }
+    };
+    for (parameters, noted) in [(other, true), (elsewhere, false)] {
+        let old = due();
+        let mut scene = Scene::new(&old).await;
+        let (before, meanwhile) = (of(&old, "one.of.b"), of(&old, "another.of.b"));
+        scene.change(|world| {
+            world.bring(&before);
+            let mut map = world.objects["configmaps/member"].clone();
+            (map["metadata"]["name"], map["metadata"]["uid"]) = (json!("other"), json!("v"));
+            map["data"] = json!({PARAMETERS: parameters, SEEN: parameters, MESSAGE: "well"});
+            world.objects.insert("configmaps/other".into(), map);
+            joined_with(&before, parameters, world);
+            world.meanwhile = Some(Box::new(move |world| {
+                world.bring(&meanwhile);
+                joined_with(&meanwhile, parameters, world);
+            }));
+        });
+        assert_eq!(scene.look(NOW).await, []);
+        let wrote = scene.writes();
+        assert_eq!(
+            (&wrote[..4], wrote.get(4).map(String::as_str)),
+            (&ALL.map(str::to_owned)[..], noted.then_some("configmaps/other"))
+        );
+        scene.change(|world| {
+            let text = world.text("secrets/brought", "k");
+            assert_eq!(text, of(&world.gives, "another.of.b"));
+            let applied = |path: &str, parameters: &str| {
+                world.objects[path]["metadata"]["annotations"][APPLIED] == digest(parameters, Some(text.as_bytes()))
+            };
+            assert!(applied("configmaps/member", PARAMETERS_OF_A));
+            assert_eq!(applied("configmaps/other", parameters), noted);
+            assert_eq!(world.objects["configmaps/other"]["data"][MESSAGE], "well", "it is about another cluster");
+        });
     }
 }
 
@@ -469,6 +543,48 @@ async fn a_token_that_is_over_is_told_until_another_is_brought() {
     assert_eq!(scene.writes(), ["secrets/a"]);
     assert_eq!(scene.tokens(), [new.clone(), new]);
     scene.change(|world| assert_eq!(world.objects["secrets/a"]["metadata"]["annotations"]["xregion.oam.dev/renews"], Value::Null));
+}
+
+#[tokio::test]
+async fn one_that_never_ends_is_taken_up_where_it_was_brought() {
+    let payload = json!({
+        "sub": "system:serviceaccount:vela-system:xregion", "kubernetes.io/serviceaccount/service-account.uid": "1",
+    });
+    let endless = format!("e30.{}.c2lnbmF0dXJl", BASE64_URL_SAFE_NO_PAD.encode(payload.to_string()));
+    for before in [due(), token("1", -5, -1)] {
+        let mut scene = Scene::new(&before).await;
+        scene.change(|world| {
+            world.accepted.push(endless.clone());
+            world.objects.get_mut("secrets/brought").unwrap()["data"]["k"] = json!(base64(&kubeconfig(&endless)));
+        });
+        assert_eq!(scene.look(NOW).await, []);
+        assert_eq!(scene.writes(), ["secrets/a"], "and the cluster is asked for none");
+        assert_eq!(scene.tokens(), [endless.clone(), endless.clone()]);
+        scene.change(|world| {
+            let annotations = &world.objects["secrets/a"]["metadata"]["annotations"];
+            let ends = ["expires", "renews"].map(|key| annotations[format!("xregion.oam.dev/{key}")].clone());
+            assert_eq!(ends, [Value::Null, Value::Null]);
+        });
+        assert_eq!(scene.look(NOW).await, [], "there is nothing to renew any more");
+        assert_eq!(scene.writes(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_brought_token_that_the_cluster_does_not_accept_does_not_keep_the_one_in_use_from_being_renewed() {
+    let mut scene = Scene::new(&due()).await;
+    let revoked = base64(&kubeconfig(&token("1", 0, 9)));
+    scene.change(|world| world.objects.get_mut("secrets/brought").unwrap()["data"]["k"] = json!(revoked));
+    assert_eq!(scene.look(NOW).await, []);
+    assert_eq!(scene.writes(), ALL[..3], "its member has not joined with it");
+    let new = scene.change(|world| world.gives.clone());
+    assert_eq!(scene.tokens(), [new.clone(), new], "nobody can use the other");
+    // When it is over, there is nothing to ask with.
+    let mut scene = Scene::new(&token("1", -5, -1)).await;
+    scene.change(|world| world.objects.get_mut("secrets/brought").unwrap()["data"]["k"] = json!(revoked));
+    let told = scene.look(NOW).await;
+    assert!(told.len() == 1 && told[0].problem.cause.starts_with("its token expired at "), "{told:?}");
+    assert_eq!(scene.writes(), [""; 0]);
 }
 
 #[tokio::test]

@@ -227,6 +227,24 @@ fn d_host_that_somebody_else_aliased() {
     set_aliases(lab, &entries);
 }
 
+#[test]
+#[ignore = "make test-faults"]
+fn d_host_by_which_a_cluster_is_reached_without_a_region() {
+    let lab = joined();
+    let direct = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {
+            "name": "direct", "namespace": NAMESPACE,
+            "labels": {"cluster.core.oam.dev/cluster-credential-type": "ServiceAccountToken"},
+        },
+        "stringData": {"endpoint": "https://direct.example:6443", "token": "t0ken"},
+    });
+    lab.apply("hub", &direct).unwrap();
+    let at = |server: &str| Brought { server: server.into(), ..Brought::right() }.text();
+    refused([kubeconfig(24, "by host direct.example the hub reaches cluster direct", at("https://direct.example:7443"))]);
+    lab.kubectl("hub", &["delete", "secret", "direct", "-n", NAMESPACE]).unwrap();
+}
+
 fn set_aliases(lab: &Lab, entries: &Value) {
     let patch = json!({"spec": {"template": {"spec": {"hostAliases": entries}}}}).to_string();
     lab.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", &patch]).unwrap();

@@ -233,3 +233,36 @@ fn b_member_is_not_joined_again_for_it_and_a_hub_that_was_off_too_long_has_a_way
     is_gone(&spec.name);
     lab.stop_cluster(&spec.name).unwrap();
 }
+
+#[test]
+#[ignore = "make test-faults"]
+fn c_hub_s_token_is_shown_to_no_other_server() {
+    let lab = joined();
+    let (spec, directory) = (fresh(203), tempfile::tempdir().unwrap());
+    lab.start_business(&spec).unwrap();
+    let minted = mint(&spec, directory.path(), "minted");
+    bring(&spec, &minted);
+    let join = || run(&["join", &spec.name, "--region", "proxy-east", "--secret", &secret(&spec)]);
+    join().success().unwrap();
+
+    // As it was brought once, with a token that is over: the hub's takes its place.
+    let over = aged(&spec, &minted, LASTING * 2);
+    bring(&spec, &over);
+    let told = join().success().unwrap();
+    assert!(told.starts_with("nothing to change"), "{told}");
+
+    // And with another server, which would be shown the hub's.
+    let mut elsewhere = over;
+    let authority = lab.authority("business-b").unwrap().certificate().to_owned();
+    let server = json!({"server": "https://10.80.1.32:6443", "certificate-authority-data": base64(&authority).unwrap()});
+    elsewhere["clusters"][0]["cluster"] = server;
+    bring(&spec, &elsewhere);
+    let refused = join();
+    assert_eq!(refused.status.code(), Some(16), "{refused:?}");
+    assert!(refused.stderr.contains("the kubeconfig's token expired at"), "{refused:?}");
+    assert_eq!(read(&spec.name, "token").unwrap(), token_of(&minted));
+    is_there(&spec.name);
+    run(&["leave", &spec.name]).success().unwrap();
+    is_gone(&spec.name);
+    lab.stop_cluster(&spec.name).unwrap();
+}
