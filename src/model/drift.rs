@@ -311,8 +311,9 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
 /// Whether the proxies listen on a port for another route than this one.
 fn is_listened(listen: u16, route: &Route, inside: &Inside) -> bool {
     let name = route.port_name();
-    inside.ports.iter().any(|(other, ports)| *other != name && ports.listen == listen)
-        || inside.routes.iter().any(|other| other.port_name() != name && other.listen == listen)
+    // In this order: a name is a hash to compute, and a thousand clusters may each be compared with a thousand.
+    inside.ports.iter().any(|(other, ports)| ports.listen == listen && *other != name)
+        || inside.routes.iter().any(|other| other.listen == listen && other.port_name() != name)
 }
 
 /// What the proxies are to listen on for a route: what is left of that, or the next that is free.
@@ -343,7 +344,8 @@ fn gateway(
     for (region, inside, mine) in readable {
         let now = aliases.addresses(region);
         // Also where the record was lost.
-        let already = mine.iter().flat_map(|member| aliases.leads_to(&member.membership.alias)).chain(now.clone()).collect();
+        let names = mine.iter().map(|member| member.membership.alias.as_str()).collect();
+        let already = &aliases.lead_to(&names) | &now;
         let nodes = aliased_addresses(&inside.nodes, &already);
         if nodes.is_empty() {
             troubles.push(Trouble {
