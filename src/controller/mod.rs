@@ -141,8 +141,7 @@ impl Seen {
             let entrance = match &seen.inside {
                 Ok(inside) if mine.any(|member| entered_otherwise(hub, member, inside)) => return None,
                 Ok(inside) => {
-                    // It reaches a proxy, and no cluster: nothing is said there.
-                    let port = inside.own_ports()?.entered_by(inside.settings.entry);
+                    let port = inside.asked_port()?;
                     // Also those that Kubernetes has given up: whoever answers, serves. But none that has no proxy to answer.
                     let asked = inside.nodes.iter().filter(|node| !node.lacks_proxy || led.contains(&node.ip));
                     Entrance { nodes: asked.map(|node| (node.ip, node.ready)).collect(), port, led }

@@ -92,7 +92,7 @@ pub enum Repair {
         /// Its nodes, and the ports of its clusters.
         way: Way,
     },
-    /// A region's Service is what its settings say.
+    /// A region's Service is what its settings say, and has the region's own port.
     Service {
         /// The region.
         region: ClusterName,
@@ -161,6 +161,11 @@ impl Repair {
         }
     }
 
+    /// Whether it puts the region's own port back.
+    fn brings_own_ports(&self) -> bool {
+        matches!(self, Self::Way { route, lost, .. } if lost.port && route.mode() == Mode::Sni)
+    }
+
     /// The parts of it, as its metric names them.
     pub fn parts(&self) -> Vec<&'static str> {
         match self {
@@ -205,10 +210,13 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
         match &seen.inside {
             _ if mine.is_empty() => {}
             Ok(inside) => {
-                repairs.extend((!inside.service_as_set).then(|| Repair::Service { region: seen.name.clone() }));
                 let (otherwise, mine): (Vec<&Member>, Vec<_>) =
                     mine.into_iter().partition(|member| entered_otherwise(facts.hub, member, inside));
-                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                let ways: Vec<Repair> = mine.iter().filter_map(|member| way(facts.hub, member, inside)).collect();
+                // Where clusters are reached by the region's own port, it comes back with them, and to where it is recorded.
+                let lacks_own = inside.lacks_own_ports() && !ways.iter().any(Repair::brings_own_ports);
+                repairs.extend((!inside.service_as_set || lacks_own).then(|| Repair::Service { region: seen.name.clone() }));
+                repairs.extend(ways);
                 if otherwise.is_empty() {
                     readable.push((&seen.name, inside, mine));
                 }

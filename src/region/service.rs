@@ -118,16 +118,29 @@ impl Region {
         service.is_some_and(|service| holds(service, &wanted(&self.settings)))
     }
 
-    /// Makes the Service what the settings say, if there is one. Unchanged means no write; says whether there was one.
+    /// Makes the Service what the settings say, and puts the region's own port back where it is missing, if there is a Service. Unchanged
+    /// means no write; says whether there was one.
+    ///
+    /// # Errors
+    /// The region's own port can't be had. All else is as the settings say by then.
     pub async fn set_service(&self) -> Result<bool> {
         self.alone(async {
+            let mut elsewhere = BTreeSet::new();
             for _ in 0..ATTEMPTS {
-                let (called, service) = self.service().await?;
-                let Some(service) = service.filter(|service| !self.is_as_set(Some(service))) else { return Ok(false) };
-                let ports = entries(Some(&service));
+                let (called, Some(service)) = self.service().await? else { return Ok(false) };
+                let mut ports = entries(Some(&service));
+                // One that there is stays where it is: clusters may be reached by it.
+                let own = ports::choose_sni(&ports, self.settings.node_ports, &elsewhere, true);
+                let lacks = own.as_ref().ok().copied().filter(|own| ports::find(&ports, SNI_PORT) != Some(*own));
+                if let Some(own) = lacks {
+                    ports = ports::with(&ports, SNI_PORT, own);
+                } else if self.is_as_set(Some(&service)) {
+                    return own.map(|_| false);
+                }
                 match self.patch_ports(called, &service, &ports).await? {
-                    Write::Done => return Ok(true),
-                    Write::Conflict | Write::NodePortTaken(_) => {}
+                    Write::Done => return own.map(|_| true),
+                    Write::Conflict => {}
+                    Write::NodePortTaken(_) => elsewhere.extend(lacks.map(|own| own.node)),
                 }
             }
             Err(self.contended())

@@ -352,6 +352,39 @@ async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_ar
 }
 
 #[tokio::test]
+async fn the_region_s_own_port_is_put_back_where_it_is_missing_and_told_where_it_can_t_be() {
+    let mine = ports::entry("a", Ports { listen: 8000, node: 30000 });
+    let there = || (Method::GET, 200, service("1", std::slice::from_ref(&mine)));
+    let taken = "spec.ports[1].nodePort: Invalid value: 30085: provided port is already allocated";
+    let answers = vec![there(), (Method::PATCH, 422, refusal(422, taken)), there(), (Method::PATCH, 200, service("2", &[]))];
+    let (set, sent) = scenario(async |region| region.set_service().await, answers).await;
+    assert_eq!((set.unwrap(), &sent[3].1["spec"]["ports"]), (true, &json!([mine, own(30084)])));
+
+    let bent = ports::entry(SNI_PORT, Ports { listen: 8443, node: 30012 });
+    let answers = vec![(Method::GET, 200, service("1", &[mine.clone(), bent])), (Method::PATCH, 200, service("2", &[]))];
+    let (set, sent) = scenario(async |region| region.set_service().await, answers).await;
+    assert_eq!((set.unwrap(), &sent[1].1["spec"]["ports"]), (true, &json!([mine, own(30012)])), "it stays where it is");
+
+    // The settings name one that a cluster has, or another Service.
+    let named = |mut region: Region, sni| {
+        region.settings.node_ports.sni = Some(sni);
+        region
+    };
+    let (set, sent) = scenario(async |region| named(region, 30000).set_service().await, vec![there()]).await;
+    assert_eq!((set.unwrap_err().kind, sent.len()), (Kind::NodePortTaken, 1));
+    let answers = vec![there(), (Method::PATCH, 422, refusal(422, &taken.replace("30085", "30443"))), there()];
+    let (set, _) = scenario(async |region| named(region, 30443).set_service().await, answers).await;
+    assert_eq!(set.unwrap_err().kind, Kind::NodePortTaken);
+
+    // For want of it, nothing else stays undone.
+    let answers = vec![there(), (Method::PATCH, 200, service("2", &[]))];
+    let (set, sent) = scenario(async |region| local(named(region, 30000)).set_service().await, answers).await;
+    let sent = &sent[1].1["spec"];
+    assert_eq!((set.unwrap_err().kind, &sent["externalTrafficPolicy"]), (Kind::NodePortTaken, &json!("Local")));
+    assert_eq!(sent["ports"], json!([mine]));
+}
+
+#[tokio::test]
 async fn a_route_by_name_makes_the_service_with_nothing_but_the_region_s_own_port() {
     let gone = || (Method::GET, 404, refusal(404, "not found"));
     let taken = "spec.ports[0].nodePort: Invalid value: 30085: provided port is already allocated";
