@@ -67,7 +67,7 @@ kinds! {
     HostTaken = 24,
     /// The certificate has no name that could be aliased.
     NoUsableName = 25,
-    /// A line of the gateway's hosts file would get too long to be read.
+    /// A line of the gateway's hosts file, or the record of host aliases on its Deployment, would get too long.
     AliasLimit = 26,
     /// Applications still have resources in the cluster that is to leave.
     InUse = 27,

@@ -144,6 +144,11 @@ pub async fn clear(hub: &Hub, leftover: &Leftover) -> Result<bool> {
         // Nobody will reach it through this hub again, and without proxies no route does anything.
         Err(failure) if matches!(failure.kind, Kind::RegionNotJoined | Kind::NoProxy) => {
             tracing::warn!(%failure, "what the cluster had in that region is given up");
+            // Proxies may go on without the hub, and names of others lead to them.
+            let joined = hub.joined_clusters().await?;
+            if !joined.iter().filter_map(JoinedCluster::membership).any(|membership| membership.region == leftover.region) {
+                hub.close_all(&leftover.region).await?;
+            }
         }
         Err(failure) => return Err(failure),
     }
@@ -222,3 +227,6 @@ async fn routed_in(hub: &Hub, cluster: &ClusterName) -> Result<BTreeSet<ClusterN
     let answers = futures::future::join_all(asked).await;
     Ok(answers.into_iter().filter_map(|answer| answer.ok().flatten()).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use self::members::Members;
@@ -48,6 +48,7 @@ use crate::model::entries::Entries;
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
 use crate::model::names::{CONTROLLER, ClusterName, HubId};
 use crate::model::observed::SeenRegion;
+use crate::model::route::Route;
 use crate::region::Region;
 use crate::rolling::{self, Change};
 
@@ -55,6 +56,8 @@ use crate::rolling::{self, Change};
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a look may take, and what it found to be mended; what is left then, the next one finds.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How many routes of a region are written at once.
+const ROUTES_AT_ONCE: usize = 8;
 /// How often the loop tells that it turns while it waits for that.
 const TURN_EVERY: Duration = Duration::from_secs(10);
 /// How much an Event can say, in bytes.
@@ -118,6 +121,9 @@ struct Controller<'a> {
 /// Held while Secrets are changed of which members must not see the one without the other.
 type Still = tokio::sync::Mutex<()>;
 
+/// Of each repair, whether it was done, or needed no more.
+type Mended<'r> = Vec<(&'r Repair, Result<bool>)>;
+
 /// What a look has seen.
 struct Seen {
     secrets: Vec<JoinedCluster>,
@@ -141,8 +147,7 @@ impl Seen {
             let entrance = match &seen.inside {
                 Ok(inside) if mine.any(|member| entered_otherwise(hub, member, inside)) => return None,
                 Ok(inside) => {
-                    // It reaches a proxy, and no cluster: nothing is said there.
-                    let port = inside.own_ports()?.entered_by(inside.settings.entry);
+                    let port = inside.asked_port()?;
                     // Also those that Kubernetes has given up: whoever answers, serves. But none that has no proxy to answer.
                     let asked = inside.nodes.iter().filter(|node| !node.lacks_proxy || led.contains(&node.ip));
                     Entrance { nodes: asked.map(|node| (node.ip, node.ready)).collect(), port, led }
@@ -312,15 +317,8 @@ impl Controller<'_> {
         troubles
     }
 
-    /// Mends what is due, the regions first: what their routes carry goes on while the gateway is rolled. Gives of each whether it was done,
-    /// or needed no more.
-    async fn mend<'r>(
-        &self,
-        lock: &Lock,
-        seen: &Seen,
-        repairs: &'r [Repair],
-        verdicts: &[Verdict],
-    ) -> Vec<(&'r Repair, Result<bool>)> {
+    /// Mends what is due, the regions first: what their routes carry goes on while the gateway is rolled. Gives what was done until the time was over.
+    async fn mend<'r>(&self, lock: &Lock, seen: &Seen, repairs: &'r [Repair], verdicts: &[Verdict]) -> Mended<'r> {
         let due: Vec<&Repair> = repairs.iter().zip(verdicts).filter(|(_, v)| **v == Verdict::Mend).map(|(r, _)| r).collect();
         let mut ways: BTreeMap<&ClusterName, Vec<&Repair>> = BTreeMap::new();
         for repair in &due {
@@ -330,20 +328,21 @@ impl Controller<'_> {
         }
         let mut done = Vec::new();
         if !ways.is_empty() {
-            let mended = self.patiently(async {
+            let mended = Mutex::default();
+            let all = self.patiently(async {
                 // Who has begun to leave or to join again since the look, is left to that run.
                 let now = self.records().await?.1;
                 let same = |name: &ClusterName| {
                     let of = |records: &Records| records.members.iter().find(|member| member.name == *name).cloned();
                     of(&now) == of(&seen.records) && !now.leaving.contains(name) && !now.busy.contains(name)
                 };
-                let regions = ways.iter().map(|(region, ways)| self.mend_region(lock, region, ways, &same));
-                Ok(join_all(regions).await.into_iter().flatten().collect::<Vec<_>>())
+                join_all(ways.iter().map(|(region, ways)| self.mend_region(lock, region, ways, &same, &mended))).await;
+                Ok(())
             });
-            match mended.await {
-                Ok(mended) => done.extend(mended),
-                Err(failure) => tracing::warn!(%failure, "regions are mended after the next look"),
+            if let Err(failure) = all.await {
+                tracing::warn!(%failure, "what is left of regions is mended after the next look");
             }
+            done = mended.into_inner().unwrap_or_else(PoisonError::into_inner);
         }
         if let (Some(change), Ok((gateway, _)), true) = (change(repairs, verdicts), &seen.gateway, lock.held()) {
             let progress = Progress::new(self.hub, None);
@@ -354,30 +353,59 @@ impl Controller<'_> {
         done
     }
 
+    /// Mends what is due in a region. Notes of each in `done` how it went as soon as it has: the time may be over before all is done.
     async fn mend_region<'r>(
         &self,
         lock: &Lock,
         name: &ClusterName,
-        ways: &[&'r Repair],
+        repairs: &[&'r Repair],
         same: impl Fn(&ClusterName) -> bool,
-    ) -> Vec<(&'r Repair, Result<bool>)> {
+        done: &Mutex<Mended<'r>>,
+    ) {
         let region = match Region::enter(self.hub, name).await {
             Ok(region) => region,
             Err(failure) => {
                 tracing::warn!(%failure, "the region is mended after the next look");
-                return vec![];
+                return;
             }
         };
-        let mut done = Vec::new();
-        for &repair in ways {
-            let mended = match repair {
-                Repair::Way { route, .. } if lock.held() && same(&route.cluster) => mend_way(&region, repair).await,
-                Repair::Service { .. } if lock.held() => region.set_service().await,
-                _ => continue,
-            };
-            done.push((repair, mended));
+        let note = |repair, outcome| done.lock().unwrap_or_else(PoisonError::into_inner).push((repair, outcome));
+        for &repair in repairs.iter().filter(|repair| matches!(repair, Repair::Service { .. })) {
+            if lock.held() {
+                note(repair, region.set_service().await);
+            }
         }
-        done
+        let way = |&repair: &&'r Repair| match repair {
+            Repair::Way { route, ports, lost, .. } if same(&route.cluster) => Some((repair, route, *ports, *lost)),
+            _ => None,
+        };
+        let (port_too, route_only): (Vec<_>, Vec<_>) = repairs.iter().filter_map(way).partition(|(_, _, _, lost)| lost.port);
+        if !lock.held() {
+            return;
+        }
+        // The ports first, which say what routes listen on; all of a region in one write, for the others wait for each.
+        let ports: Vec<_> = port_too.iter().map(|(_, route, ports, _)| (route.port_name(), *ports)).collect();
+        let put = match ports.is_empty() {
+            true => vec![],
+            false => region.put_ports(&ports).await.unwrap_or_else(|failure| vec![Err(failure); ports.len()]),
+        };
+        let as_recorded = route_only.iter().map(|(_, _, ports, _)| Ok(*ports)).collect();
+        let turns = Semaphore::new(ROUTES_AT_ONCE);
+        let ways = port_too.into_iter().chain(route_only).zip([put, as_recorded].concat());
+        let written = ways.map(|((repair, route, ports, lost), put)| {
+            let (turns, region, note) = (&turns, &region, &note);
+            async move {
+                let _turn = turns.acquire().await;
+                let outcome = match put {
+                    Ok(put) if !lost.route && put.listen == ports.listen => Ok(true),
+                    Ok(_) if !lock.held() => return,
+                    Ok(put) => region.put_route(&Route { listen: put.listen, ..(**route).clone() }).await.map(|_| true),
+                    Err(failure) => Err(failure),
+                };
+                note(repair, outcome);
+            }
+        });
+        join_all(written).await;
     }
 
     /// Waits for what may take a while, and tells meanwhile that the loop turns.
@@ -436,19 +464,6 @@ impl Controller<'_> {
             tracing::warn!(%error, "an Event was not published");
         }
     }
-}
-
-/// Writes of a cluster's way what it lacks: the port first, which says what the route listens on.
-async fn mend_way(region: &Region, repair: &Repair) -> Result<bool> {
-    let Repair::Way { route, ports, lost, .. } = repair else { return Ok(false) };
-    let mut route = (**route).clone();
-    if lost.port {
-        route.listen = region.put_ports(&route.port_name(), *ports).await?.listen;
-    }
-    if lost.route || route.listen != ports.listen {
-        region.put_route(&route).await?;
-    }
-    Ok(true)
 }
 
 /// The one change of the gateway that mends all of it that is due; of regions whose addresses are not due, it leaves the names alone.

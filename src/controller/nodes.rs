@@ -24,7 +24,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Entrance {
     /// The nodes to ask, and whether each should answer by what Kubernetes says.
     pub nodes: BTreeMap<IpAddr, bool>,
-    /// The port that every node answers at without asking any cluster.
+    /// The port that every node answers at. It is only connected to, and nothing said there.
     pub port: u16,
     /// The nodes that its Services led to.
     pub led: BTreeSet<IpAddr>,

@@ -30,6 +30,15 @@ pub struct Recorded {
     pub clusters: BTreeSet<String>,
 }
 
+impl Record {
+    fn note(&mut self, Wanted { host, cluster, region }: &Wanted) {
+        let recorded =
+            self.0.entry(host.to_string()).or_insert_with(|| Recorded { region: region.to_string(), clusters: BTreeSet::new() });
+        recorded.region = region.to_string();
+        recorded.clusters.insert(cluster.to_string());
+    }
+}
+
 /// Where the names of a region lead.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Leads {
@@ -112,7 +121,12 @@ impl HostAliases {
 
     /// The addresses a name leads to now.
     pub fn leads_to(&self, host: &DnsName) -> BTreeSet<IpAddr> {
-        self.entries.iter().filter(|entry| hostnames(entry).any(|name| name == host.as_str())).filter_map(address).collect()
+        self.lead_to(&[host.as_str()].into())
+    }
+
+    /// The addresses that any of these names leads to now.
+    pub fn lead_to(&self, hosts: &BTreeSet<&str>) -> BTreeSet<IpAddr> {
+        self.entries.iter().filter(|entry| hostnames(entry).any(|name| hosts.contains(name))).filter_map(address).collect()
     }
 
     /// Whether `wanted` may have its host name.
@@ -182,19 +196,23 @@ impl HostAliases {
         adopt: bool,
     ) -> (Self, Vec<(&'a Wanted, Failure)>) {
         let nowhere = BTreeSet::new();
-        let (mut aliases, mut refused) = (self.clone(), Vec::new());
+        // Whether a name is admitted depends on the record and on what others wrote: laying names out changes neither, and is dear.
+        let (mut then, mut refused) = (self.clone(), Vec::new());
         for one in wanted {
             let admitted = if adopt {
-                aliases.admit_adopted(one, leads.get(one.region.as_str()).map_or(&nowhere, |leads| &leads.nodes))
+                then.admit_adopted(one, leads.get(one.region.as_str()).map_or(&nowhere, |leads| &leads.nodes))
             } else {
-                aliases.admit_move(one)
+                then.admit_move(one)
             };
             match admitted {
-                Ok(()) => aliases = aliases.with(std::slice::from_ref(one), leads),
+                Ok(()) => then.record.note(one),
                 Err(failure) => refused.push((one, failure)),
             }
         }
-        (aliases, refused)
+        if refused.len() == wanted.len() {
+            return (then, refused);
+        }
+        (self.laid_out(then.record, leads, None), refused)
     }
 
     /// The aliases with `host` led to these addresses again and nobody's claim to it recorded, if there is one: it is somebody else's.
@@ -235,14 +253,7 @@ impl HostAliases {
 
     fn recorded(&self, wanted: &[Wanted]) -> Record {
         let mut record = self.record.clone();
-        for Wanted { host, cluster, region } in wanted {
-            let recorded = record
-                .0
-                .entry(host.to_string())
-                .or_insert_with(|| Recorded { region: region.to_string(), clusters: BTreeSet::new() });
-            recorded.region = region.to_string();
-            recorded.clusters.insert(cluster.to_string());
-        }
+        wanted.iter().for_each(|one| record.note(one));
         record
     }
 
@@ -499,7 +510,64 @@ mod tests {
         assert_eq!(back.leads_to(&both[1].host), before.leads_to(&both[1].host));
     }
 
+    /// Every name admitted and laid out by itself, as it is meant.
+    fn one_by_one<'a>(
+        now: &HostAliases,
+        wanted: &'a [Wanted],
+        leads: &BTreeMap<String, Leads>,
+        adopt: bool,
+    ) -> (HostAliases, Vec<(&'a Wanted, Kind)>) {
+        let (mut aliases, mut refused) = (now.clone(), Vec::new());
+        for one in wanted {
+            let nodes = &leads[one.region.as_str()].nodes;
+            match if adopt { aliases.admit_adopted(one, nodes) } else { aliases.admit_move(one) } {
+                Ok(()) => aliases = aliases.with(std::slice::from_ref(one), leads),
+                Err(failure) => refused.push((one, failure.kind)),
+            }
+        }
+        (aliases, refused)
+    }
+
+    const HOSTS: [&str; 6] = ["theirs.example", "a.example", "b.example", "c.example", "d.example", "e.example"];
+
+    /// What clusters want, each in its region, of which `south` can't be read.
+    fn wishes(regions: [&'static str; 3]) -> impl Strategy<Value = Vec<Wanted>> {
+        let one = (0..HOSTS.len(), 0usize..3)
+            .prop_map(move |(host, cluster)| wanted(HOSTS[host], ["x", "y", "z"][cluster], regions[cluster]));
+        prop::collection::vec(one, 0..8)
+    }
+
     proptest! {
+        #[test]
+        fn names_that_are_admitted_at_once_lead_where_they_would_one_by_one(
+            before in wishes(["east", "west", "south"]),
+            wanted in wishes(["east", "east", "west"]),
+            shards in 1u8..3,
+            by_hand in 0u8..4,
+            adopt: bool,
+        ) {
+            let group = |region: u8, shard: u8| ips(&[&format!("10.9.{region}.{shard}"), &format!("10.9.{region}.1{shard}")]);
+            let leads = |region: u8| Leads { groups: (0..shards).map(|shard| group(region, shard)).collect(), nodes: ips(&["10.0.0.2"]) };
+            let leads = BTreeMap::from([("east".to_owned(), leads(1)), ("west".to_owned(), leads(2))]);
+            let theirs = json!({"ip": format!("10.0.0.{by_hand}"), "hostnames": ["theirs.example", "others.example"]});
+            let start = HostAliases { entries: vec![theirs], ..HostAliases::default() };
+            // They led to the nodes themselves once.
+            let start = start.with_admitted(&before, &regions(&[("east", &["10.0.0.2"]), ("south", &["10.0.0.3"])]), false).0;
+
+            let (at_once, refused) = start.with_admitted(&wanted, &leads, adopt);
+            let (want, want_refused) = one_by_one(&start, &wanted, &leads, adopt);
+            prop_assert_eq!(refused.iter().map(|(one, failure)| (*one, failure.kind)).collect::<Vec<_>>(), want_refused);
+            prop_assert_eq!(&at_once.record, &want.record);
+            for host in HOSTS.iter().chain(&["others.example"]) {
+                let host: DnsName = host.parse().unwrap();
+                prop_assert_eq!(at_once.leads_to(&host), want.leads_to(&host), "{}", host);
+            }
+            prop_assert_eq!(at_once.entries.len(), want.entries.len());
+            // What is there already stays as it is, to the order of names.
+            let admitted: Vec<_> = wanted.iter().filter(|one| !refused.iter().any(|(other, _)| other == one)).cloned().collect();
+            prop_assert_eq!(&at_once.with_admitted(&admitted, &leads, adopt).0, &at_once);
+        }
+
         #[test]
         fn joins_commute_and_leave_undoes_join(
             names in prop::collection::btree_set("[a-z]{1,4}", 1..8),

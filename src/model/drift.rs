@@ -92,7 +92,7 @@ pub enum Repair {
         /// Its nodes, and the ports of its clusters.
         way: Way,
     },
-    /// A region's Service is what its settings say.
+    /// A region's Service is what its settings say, and has the region's own port.
     Service {
         /// The region.
         region: ClusterName,
@@ -161,6 +161,11 @@ impl Repair {
         }
     }
 
+    /// Whether it puts the region's own port back.
+    fn brings_own_ports(&self) -> bool {
+        matches!(self, Self::Way { route, lost, .. } if lost.port && route.mode() == Mode::Sni)
+    }
+
     /// The parts of it, as its metric names them.
     pub fn parts(&self) -> Vec<&'static str> {
         match self {
@@ -205,10 +210,13 @@ pub fn decide(facts: &Facts<'_>) -> (Vec<Repair>, Vec<Trouble>) {
         match &seen.inside {
             _ if mine.is_empty() => {}
             Ok(inside) => {
-                repairs.extend((!inside.service_as_set).then(|| Repair::Service { region: seen.name.clone() }));
                 let (otherwise, mine): (Vec<&Member>, Vec<_>) =
                     mine.into_iter().partition(|member| entered_otherwise(facts.hub, member, inside));
-                repairs.extend(mine.iter().filter_map(|member| way(facts.hub, member, inside)));
+                let ways: Vec<Repair> = mine.iter().filter_map(|member| way(facts.hub, member, inside)).collect();
+                // Where clusters are reached by the region's own port, it comes back with them, and to where it is recorded.
+                let lacks_own = inside.lacks_own_ports() && !ways.iter().any(Repair::brings_own_ports);
+                repairs.extend((!inside.service_as_set || lacks_own).then(|| Repair::Service { region: seen.name.clone() }));
+                repairs.extend(ways);
                 if otherwise.is_empty() {
                     readable.push((&seen.name, inside, mine));
                 }
@@ -311,8 +319,9 @@ fn way(hub: &HubId, member: &Member, inside: &Inside) -> Option<Repair> {
 /// Whether the proxies listen on a port for another route than this one.
 fn is_listened(listen: u16, route: &Route, inside: &Inside) -> bool {
     let name = route.port_name();
-    inside.ports.iter().any(|(other, ports)| *other != name && ports.listen == listen)
-        || inside.routes.iter().any(|other| other.port_name() != name && other.listen == listen)
+    // In this order: a name is a hash to compute, and a thousand clusters may each be compared with a thousand.
+    inside.ports.iter().any(|(other, ports)| ports.listen == listen && *other != name)
+        || inside.routes.iter().any(|other| other.listen == listen && other.port_name() != name)
 }
 
 /// What the proxies are to listen on for a route: what is left of that, or the next that is free.
@@ -343,7 +352,8 @@ fn gateway(
     for (region, inside, mine) in readable {
         let now = aliases.addresses(region);
         // Also where the record was lost.
-        let already = mine.iter().flat_map(|member| aliases.leads_to(&member.membership.alias)).chain(now.clone()).collect();
+        let names = mine.iter().map(|member| member.membership.alias.as_str()).collect();
+        let already = &aliases.lead_to(&names) | &now;
         let nodes = aliased_addresses(&inside.nodes, &already);
         if nodes.is_empty() {
             troubles.push(Trouble {

@@ -77,8 +77,13 @@ fn entry_node(node: &Node, settings: &Nodes) -> Option<EntryNode> {
     Some(EntryNode { name: node.metadata.name.clone()?, ip, ready, lacks_proxy: false, balances: false })
 }
 
-/// The addresses of a region's load balancer, each known by a name.
+/// The addresses of a region's load balancer, each known by a name: those of IPv4, if it has any. From a hub of the one family those of the
+/// other may be nowhere, and a Service on the hub leads to one only.
 pub fn of_load_balancer(addresses: impl IntoIterator<Item = (String, IpAddr)>) -> Vec<EntryNode> {
+    let mut addresses: Vec<_> = addresses.into_iter().collect();
+    if addresses.iter().any(|(_, ip)| ip.is_ipv4()) {
+        addresses.retain(|(_, ip)| ip.is_ipv4());
+    }
     let entry = |(name, ip)| EntryNode { name, ip, ready: true, lacks_proxy: false, balances: true };
     let mut entries: Vec<_> = addresses.into_iter().map(entry).collect();
     entries.sort_unstable();
@@ -148,6 +153,17 @@ mod tests {
         let seen: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.why())).collect();
         let lacks = Some("no ready proxy on it");
         assert_eq!(seen, [("1", None), ("2", lacks), ("3", lacks), ("4", Some("not ready"))]);
+    }
+
+    #[test]
+    fn a_load_balancer_is_entered_by_one_family_of_addresses() {
+        let of = |texts: &[&str]| {
+            let found = of_load_balancer(texts.iter().map(|ip| ("lb.example".to_owned(), ip.parse().unwrap())));
+            found.into_iter().map(|node| node.ip.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&["2001:db8::1", "192.0.2.2", "2001:db8::2", "192.0.2.1", "192.0.2.2"]), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(of(&["2001:db8::1"]), ["2001:db8::1"]);
+        assert_eq!(of(&[]), [""; 0]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::membership::Membership;
 use super::names::{ClusterName, HubId, Slot};
 use super::nodes::EntryNode;
 use super::ports::Ports;
-use super::region::{Region as Settings, SNI_PORT};
+use super::region::{Entry, Region as Settings, SNI_LISTEN, SNI_PORT};
 use super::report::Report;
 use super::route::{Laid, Mode, Route, Serving, slots};
 use crate::error::Result;
@@ -153,6 +153,30 @@ impl Inside {
         self.ports.get(SNI_PORT).copied()
     }
 
+    /// Whether there is a Service on which the region's own port is missing, or leads elsewhere than to where proxies listen for it.
+    pub fn lacks_own_ports(&self) -> bool {
+        !self.ports.is_empty() && self.own_ports().is_none_or(|own| own.listen != SNI_LISTEN)
+    }
+
+    /// The port at which the hub asks the region's nodes whether they answer: the region's own, where no cluster hears of it; as long as
+    /// that can't be had, one that leads to a cluster.
+    pub fn asked_port(&self) -> Option<u16> {
+        let entry = self.settings.entry;
+        let own = match entry {
+            // Proxies on the nodes' network are asked past the Service.
+            Entry::HostNetwork => Some(SNI_LISTEN),
+            Entry::NodePort | Entry::LoadBalancer if self.lacks_own_ports() => None,
+            Entry::NodePort | Entry::LoadBalancer => self.own_ports().map(|own| own.entered_by(entry)),
+        };
+        // The same one from look to look.
+        own.or_else(|| self.routes.iter().filter_map(|route| Some(self.listened(route)?.entered_by(entry))).min())
+    }
+
+    /// The ports of a route, if they lead to where proxies listen for it.
+    fn listened(&self, route: &Route) -> Option<Ports> {
+        self.ports.get(&route.port_name()).copied().filter(|ports| ports.listen == route.listen)
+    }
+
     /// The ports of a cluster that is joined in this way, of which this is laid.
     pub fn ports_of(&self, mode: Mode, laid: &Laid) -> Option<Ports> {
         match mode {
@@ -183,3 +207,36 @@ impl Inside {
 
 #[cfg(test)]
 pub mod sample;
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{inside, route};
+    use super::*;
+
+    #[test]
+    fn nodes_are_asked_where_no_cluster_hears_of_it_or_else_at_a_port_that_is_served() {
+        let own = |listen| Some(Ports { listen, node: 30085 });
+        let clusters = ["b", "a"];
+        for (entry, own, clusters, want) in [
+            (Entry::NodePort, own(SNI_LISTEN), &clusters[..], Some(30085)),
+            (Entry::NodePort, None, &clusters, Some(30000)),
+            (Entry::NodePort, own(8443), &clusters, Some(30000)),
+            (Entry::LoadBalancer, own(SNI_LISTEN), &clusters, Some(SNI_LISTEN)),
+            (Entry::LoadBalancer, None, &clusters, Some(8000)),
+            (Entry::HostNetwork, None, &clusters, Some(SNI_LISTEN)),
+            (Entry::NodePort, None, &[], None),
+        ] {
+            let routes = clusters.iter().zip(8000..).map(|(name, listen)| route(name, Slot::First, "x.example", listen));
+            let mut inside = inside(1, routes.collect());
+            inside.settings.entry = entry;
+            inside.ports.remove(SNI_PORT);
+            inside.ports.extend(own.map(|own| (SNI_PORT.to_owned(), own)));
+            assert_eq!(inside.asked_port(), want, "{entry:?} {own:?} {clusters:?}");
+        }
+        let mut inside =
+            inside(1, clusters.iter().zip(8000..).map(|(name, listen)| route(name, Slot::First, "x.example", listen)).collect());
+        inside.ports.remove(SNI_PORT);
+        inside.routes[0].listen = 8007;
+        assert_eq!(inside.asked_port(), Some(30001), "nobody listens at the other");
+    }
+}

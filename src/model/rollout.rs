@@ -24,6 +24,10 @@ const CUT: &str = "xregion.oam.dev/cut";
 /// What makes the gateway find out within 8 s that a connection is dead; it waits 45 s by itself. (Environment that
 /// `k8s.io/apimachinery/pkg/util/net` reads for HTTP/2's health check; measured with one proxy node of two black-holed.)
 const PINGS: [(&str, &str); 2] = [("HTTP2_READ_IDLE_TIMEOUT_SECONDS", "5"), ("HTTP2_PING_TIMEOUT_SECONDS", "3")];
+/// How much annotations of the gateway's Deployment may come to, keys and values, in bytes. Kubernetes takes 256 KiB
+/// (`TotalAnnotationSizeLimitB` in `k8s.io/apimachinery/pkg/api/validation`); its own, such as the history of revisions, which ReplicaSets have
+/// beside those of their Deployment, need some of that.
+const ANNOTATIONS_LIMIT: usize = 252 * 1024;
 /// The gateway's own readiness endpoint; it needs no credentials.
 const READY_PATH: &str = "/readyz";
 
@@ -46,12 +50,35 @@ pub fn host_aliases(deployment: &Value) -> Result<HostAliases> {
     Ok(HostAliases { entries, record })
 }
 
+/// Refuses a record that is longer than before and too long for Kubernetes.
+fn check_record(deployment: &Value, record: &str) -> Result<()> {
+    let annotations = || deployment["metadata"]["annotations"].as_object().into_iter().flatten();
+    let before = deployment["metadata"]["annotations"][RECORD].as_str().map_or(0, str::len);
+    let others: usize =
+        annotations().filter(|(key, _)| *key != RECORD).map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+    let length = others + RECORD.len() + record.len();
+    if length <= ANNOTATIONS_LIMIT || record.len() <= before {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::AliasLimit,
+        format!(
+            "the record of all host aliases, in an annotation of the gateway's Deployment, would make {length} bytes of annotations with \
+             the {others} of others, and {ANNOTATIONS_LIMIT} are what fits"
+        ),
+        "let clusters leave that nobody needs, join further ones to another hub, or remove large annotations of others from that Deployment",
+    ))
+}
+
 /// The JSON merge patch that brings `deployment` to `wanted`, or none if it is there already.
 ///
 /// A change that restarts pods also sees to it that the new pod takes over before the old one goes: `maxUnavailable: 0`, a
 /// readiness probe where the container has none, and a pause before it stops. (Measured at 20 requests a second: the chart's
 /// defaults fail 36 requests, `maxUnavailable: 0` alone 23, with the probe none.) With `cut` the pods are replaced also where only the record changes, and with
 /// them every connection that is open through the gateway. With `smooth` all that is written also where the aliases are as wanted.
+///
+/// # Errors
+/// The record can't be read, or is to become too long to be kept.
 pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>, smooth: bool) -> Result<Option<Value>> {
     let now = host_aliases(deployment)?;
     let smoothed = smooth && !is_smooth(deployment);
@@ -60,6 +87,7 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>, s
     }
     let record =
         serde_json::to_string(&wanted.record).map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
+    check_record(deployment, &record)?;
     let mut patch = json!({"metadata": {
         // Whoever changes the Deployment meanwhile makes this a conflict (409), and the rule is applied anew.
         "resourceVersion": deployment["metadata"]["resourceVersion"],
@@ -283,6 +311,38 @@ mod tests {
         let back = patch(&after, &host_aliases(&before).unwrap(), None, false).unwrap().unwrap();
         assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
         assert_eq!(back["spec"].get("minReadySeconds"), None, "now it has");
+    }
+
+    #[test]
+    fn a_record_that_kubernetes_would_not_take_is_refused_unless_it_gets_shorter() {
+        let aliases = |count: usize, cluster: &str, region: &str| {
+            let name = |i: usize| {
+                let host = format!("{}{i:04}.gr7.ap-east-1.eks.amazonaws.com", "a".repeat(28));
+                let recorded =
+                    super::super::aliases::Recorded { region: region.to_owned(), clusters: [format!("{cluster}{i:04}")].into() };
+                (host, recorded)
+            };
+            HostAliases { record: Record((0..count).map(name).collect()), ..HostAliases::default() }
+        };
+        let kind = |deployment: &Value, wanted: &HostAliases| {
+            patch(deployment, wanted, None, false).map(drop).map_err(|failure| failure.kind)
+        };
+        let (long, longest) = ("c".repeat(59), "c".repeat(63));
+        // As the README has it.
+        for (count, cluster, region, want) in [
+            (2100, "business-", "proxy-east", Ok(())),
+            (2200, "business-", "proxy-east", Err(Kind::AliasLimit)),
+            (1150, &long, &longest, Ok(())),
+            (1200, &long, &longest, Err(Kind::AliasLimit)),
+        ] {
+            assert_eq!(kind(&deployment(), &aliases(count, cluster, region)), want, "{count}");
+        }
+        let mut full = deployment();
+        let filled = patch(&full, &aliases(2100, "business-", "proxy-east"), None, false).unwrap().unwrap();
+        merge(&mut full, &filled);
+        full["metadata"]["annotations"]["theirs"] = json!("x".repeat(16 << 10));
+        assert_eq!(kind(&full, &aliases(2101, "business-", "proxy-east")), Err(Kind::AliasLimit));
+        assert_eq!(kind(&full, &aliases(2099, "business-", "proxy-east")), Ok(()), "who leaves makes room");
     }
 
     #[test]

@@ -118,16 +118,29 @@ impl Region {
         service.is_some_and(|service| holds(service, &wanted(&self.settings)))
     }
 
-    /// Makes the Service what the settings say, if there is one. Unchanged means no write; says whether there was one.
+    /// Makes the Service what the settings say, and puts the region's own port back where it is missing, if there is a Service. Unchanged
+    /// means no write; says whether there was one.
+    ///
+    /// # Errors
+    /// The region's own port can't be had. All else is as the settings say by then.
     pub async fn set_service(&self) -> Result<bool> {
         self.alone(async {
+            let mut elsewhere = BTreeSet::new();
             for _ in 0..ATTEMPTS {
-                let (called, service) = self.service().await?;
-                let Some(service) = service.filter(|service| !self.is_as_set(Some(service))) else { return Ok(false) };
-                let ports = entries(Some(&service));
+                let (called, Some(service)) = self.service().await? else { return Ok(false) };
+                let mut ports = entries(Some(&service));
+                // One that there is stays where it is: clusters may be reached by it.
+                let own = ports::choose_sni(&ports, self.settings.node_ports, &elsewhere, true);
+                let lacks = own.as_ref().ok().copied().filter(|own| ports::find(&ports, SNI_PORT) != Some(*own));
+                if let Some(own) = lacks {
+                    ports = ports::with(&ports, SNI_PORT, own);
+                } else if self.is_as_set(Some(&service)) {
+                    return own.map(|_| false);
+                }
                 match self.patch_ports(called, &service, &ports).await? {
-                    Write::Done => return Ok(true),
-                    Write::Conflict | Write::NodePortTaken(_) => {}
+                    Write::Done => return own.map(|_| true),
+                    Write::Conflict => {}
+                    Write::NodePortTaken(_) => elsewhere.extend(lacks.map(|own| own.node)),
                 }
             }
             Err(self.contended())
@@ -171,28 +184,40 @@ impl Region {
         Err(self.contended())
     }
 
-    /// Puts a cluster's ports back, and nobody else's away; gives what they are now. Unchanged means no write.
-    pub async fn put_ports(&self, name: &str, wanted: Ports) -> Result<Ports> {
+    /// Puts lost ports back, each under its name and all in one write, and nobody else's away; gives what each is now. Unchanged means no write.
+    ///
+    /// # Errors
+    /// None is put back. Where one can't be, since its node port is somebody else's by now, that is in what is given.
+    pub async fn put_ports(&self, lost: &[(String, Ports)]) -> Result<Vec<Result<Ports>>> {
         self.alone(async {
             let mut elsewhere = BTreeSet::new();
             for _ in 0..ATTEMPTS {
                 let (called, service) = self.service().await?;
                 let now = entries(service.as_ref());
-                let ports = ports::restore(&now, name, wanted)?;
-                if ports::find(&now, name) == Some(ports) && self.is_as_set(service.as_ref()) {
-                    return Ok(ports);
+                let (mut entries, mut put) = (now.clone(), Vec::new());
+                for (name, wanted) in lost {
+                    let ports = match elsewhere.contains(&wanted.node) {
+                        true => Err(ports::node_port_lost(wanted.node)),
+                        false => ports::restore(&entries, name, *wanted),
+                    };
+                    if let Some(ports) = ports.as_ref().ok().filter(|ports| ports::find(&entries, name) != Some(**ports)) {
+                        entries = ports::with(&entries, name, *ports);
+                    }
+                    put.push(ports);
                 }
-                let mut entries = ports::with(&now, name, ports);
+                if entries == now && (put.iter().all(Result::is_err) || self.is_as_set(service.as_ref())) {
+                    return Ok(put);
+                }
                 // Where the region's own is put back, its record is right, and not its settings.
-                if name != SNI_PORT {
+                if !lost.iter().any(|(name, _)| name == SNI_PORT) {
                     entries = self.with_sni(&entries, &elsewhere).await?;
                 }
                 match self.write_entries(called, service.as_ref(), &entries).await? {
-                    Write::Done => return Ok(ports),
+                    Write::Done => return Ok(put),
                     Write::Conflict => {}
-                    Write::NodePortTaken(text) => match named(&entries, &text).filter(|taken| *taken != ports.node) {
+                    Write::NodePortTaken(text) => match named(&entries, &text) {
                         Some(taken) => drop(elsewhere.insert(taken)),
-                        None => return Err(ports::node_port_lost(ports.node)),
+                        None => elsewhere.extend(lost.iter().map(|(_, ports)| ports.node)),
                     },
                 }
             }

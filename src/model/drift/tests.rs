@@ -84,7 +84,11 @@ impl World {
                     let leads = self.leads(&region, &way);
                     self.gateway().aliases = self.gateway().aliases.with(&[], &[(region.to_string(), leads)].into());
                 }
-                Repair::Service { .. } => self.east().service_as_set = true,
+                Repair::Service { .. } => {
+                    let east = self.east();
+                    east.service_as_set = true;
+                    east.ports.insert(SNI_PORT.into(), Ports { listen: SNI_LISTEN, node: 30085 });
+                }
                 Repair::Way { route, ports, .. } => {
                     let east = self.east();
                     east.ports.insert(route.port_name(), ports);
@@ -140,6 +144,12 @@ const BREAKS: &[(Break, &[&str])] = &[
             w.east().routes.clear();
         },
         &["the route and the port of b in region proxy-east", "the route and the port of business-a in region proxy-east"],
+    ),
+    // By the region's own port the controller asks its nodes, also where no cluster is reached by it.
+    (|w| w.east().ports.retain(|name, _| name != SNI_PORT), &["the way in that the Service of region proxy-east offers"]),
+    (
+        |w| w.east().ports.extend([(SNI_PORT.to_owned(), Ports { listen: 8443, node: 30085 })]),
+        &["the way in that the Service of region proxy-east offers"],
     ),
 ];
 

@@ -289,7 +289,7 @@ async fn a_service_made_by_hand_is_left_alone_and_another_stands_beside_it() {
 async fn ports_that_were_lost_or_bent_are_put_back_beside_those_of_others() {
     let (lost, bent) = (Ports { listen: 8005, node: 30005 }, ports::entry("a", Ports { listen: 8009, node: 30009 }));
     let (ports, sent) = scenario(
-        async |region| region.put_ports("a", lost).await,
+        async |region| region.put_ports(&[("a".into(), lost)]).await,
         vec![
             (Method::GET, 200, service("1", &[foreign(), bent])),
             (Method::PATCH, 409, refusal(409, "the object has been modified")),
@@ -298,7 +298,7 @@ async fn ports_that_were_lost_or_bent_are_put_back_beside_those_of_others() {
         ],
     )
     .await;
-    assert_eq!(ports.unwrap(), lost);
+    assert_eq!(ports.unwrap().remove(0).unwrap(), lost);
     assert_eq!(sent[1].1["spec"]["ports"], json!([foreign(), ports::entry("a", lost), own(30085)]));
     assert_eq!(
         sent[3].1,
@@ -309,15 +309,35 @@ async fn ports_that_were_lost_or_bent_are_put_back_beside_those_of_others() {
 #[tokio::test]
 async fn a_node_port_that_another_has_by_now_is_told_and_left_to_it() {
     let lost = Ports { listen: 8000, node: 30000 };
-    let (ports, sent) =
-        scenario(async |region| region.put_ports("a", lost).await, vec![(Method::GET, 200, service("1", &[foreign()]))]).await;
-    assert_eq!((ports.unwrap_err().kind, sent.len()), (Kind::NodePortTaken, 1));
-    let answers = vec![
-        (Method::GET, 200, service("1", &[])),
-        (Method::PATCH, 422, refusal(422, "spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated")),
-    ];
-    let (ports, _) = scenario(async |region| region.put_ports("a", lost).await, answers).await;
-    assert_eq!(ports.unwrap_err().kind, Kind::NodePortTaken);
+    let put = async |region: Region| region.put_ports(&[("a".into(), lost)]).await.map(|mut put| put.remove(0).unwrap_err().kind);
+    let (kind, sent) = scenario(put, vec![(Method::GET, 200, service("1", &[foreign()]))]).await;
+    assert_eq!((kind.unwrap(), sent.len()), (Kind::NodePortTaken, 1));
+    for taken in ["spec.ports[0].nodePort: Invalid value: 30000: provided port is already allocated", "already allocated"] {
+        let there = (Method::GET, 200, service("1", &[]));
+        let (kind, _) = scenario(put, vec![there.clone(), (Method::PATCH, 422, refusal(422, taken)), there]).await;
+        assert_eq!(kind.unwrap(), Kind::NodePortTaken);
+    }
+}
+
+#[tokio::test]
+async fn all_ports_that_a_region_has_lost_come_back_in_one_write_but_for_what_others_have() {
+    let ports = |i: u16| Ports { listen: 8000 + i, node: 30000 + i };
+    let own_ports = Ports { listen: SNI_LISTEN, node: 30085 };
+    // 30000 is of another port of the Service, 30002 of another Service, and two are reached by the region's own.
+    let lost: Vec<(String, Ports)> = (0..4).map(|i| (format!("c{i}"), ports(i))).collect();
+    let lost = [lost, vec![(SNI_PORT.to_owned(), own_ports); 2]].concat();
+    let there = || (Method::GET, 200, service("1", &[foreign()]));
+    let taken = "spec.ports[2].nodePort: Invalid value: 30002: provided port is already allocated";
+    let (put, sent) = scenario(
+        async |region| region.put_ports(&lost).await,
+        vec![there(), (Method::PATCH, 422, refusal(422, taken)), there(), (Method::PATCH, 200, service("2", &[]))],
+    )
+    .await;
+    let put: Vec<_> = put.unwrap().into_iter().map(|ports| ports.map_err(|failure| failure.kind)).collect();
+    let refused = Err(Kind::NodePortTaken);
+    assert_eq!(put, [refused, Ok(ports(1)), refused, Ok(ports(3)), Ok(own_ports), Ok(own_ports)]);
+    let entry = |i| ports::entry(&format!("c{i}"), ports(i));
+    assert_eq!(sent[3].1["spec"]["ports"], json!([foreign(), entry(1), entry(3), own(30085)]));
 }
 
 fn local(mut region: Region) -> Region {
@@ -349,6 +369,39 @@ async fn a_service_that_is_not_as_set_is_brought_to_it_with_its_ports_as_they_ar
     let nobody = || (Method::GET, 404, refusal(404, "not found"));
     let (set, _) = scenario(async |region| local(region).set_service().await, vec![nobody(), nobody()]).await;
     assert!(!set.unwrap(), "none is made for nobody");
+}
+
+#[tokio::test]
+async fn the_region_s_own_port_is_put_back_where_it_is_missing_and_told_where_it_can_t_be() {
+    let mine = ports::entry("a", Ports { listen: 8000, node: 30000 });
+    let there = || (Method::GET, 200, service("1", std::slice::from_ref(&mine)));
+    let taken = "spec.ports[1].nodePort: Invalid value: 30085: provided port is already allocated";
+    let answers = vec![there(), (Method::PATCH, 422, refusal(422, taken)), there(), (Method::PATCH, 200, service("2", &[]))];
+    let (set, sent) = scenario(async |region| region.set_service().await, answers).await;
+    assert_eq!((set.unwrap(), &sent[3].1["spec"]["ports"]), (true, &json!([mine, own(30084)])));
+
+    let bent = ports::entry(SNI_PORT, Ports { listen: 8443, node: 30012 });
+    let answers = vec![(Method::GET, 200, service("1", &[mine.clone(), bent])), (Method::PATCH, 200, service("2", &[]))];
+    let (set, sent) = scenario(async |region| region.set_service().await, answers).await;
+    assert_eq!((set.unwrap(), &sent[1].1["spec"]["ports"]), (true, &json!([mine, own(30012)])), "it stays where it is");
+
+    // The settings name one that a cluster has, or another Service.
+    let named = |mut region: Region, sni| {
+        region.settings.node_ports.sni = Some(sni);
+        region
+    };
+    let (set, sent) = scenario(async |region| named(region, 30000).set_service().await, vec![there()]).await;
+    assert_eq!((set.unwrap_err().kind, sent.len()), (Kind::NodePortTaken, 1));
+    let answers = vec![there(), (Method::PATCH, 422, refusal(422, &taken.replace("30085", "30443"))), there()];
+    let (set, _) = scenario(async |region| named(region, 30443).set_service().await, answers).await;
+    assert_eq!(set.unwrap_err().kind, Kind::NodePortTaken);
+
+    // For want of it, nothing else stays undone.
+    let answers = vec![there(), (Method::PATCH, 200, service("2", &[]))];
+    let (set, sent) = scenario(async |region| local(named(region, 30000)).set_service().await, answers).await;
+    let sent = &sent[1].1["spec"];
+    assert_eq!((set.unwrap_err().kind, &sent["externalTrafficPolicy"]), (Kind::NodePortTaken, &json!("Local")));
+    assert_eq!(sent["ports"], json!([mine]));
 }
 
 #[tokio::test]
