@@ -4,10 +4,10 @@ use kube::client::Body;
 use tower_test::mock::{Handle, pair};
 
 use super::*;
+use crate::model::bounds::Bounds;
 use crate::model::entries::{HUB_NAMESPACE, Needs, Write};
 use crate::model::membership::{CREDENTIAL_TYPE, Membership};
 use crate::model::route::Mode;
-use crate::model::sources::SourceRanges;
 
 fn region() -> ClusterName {
     "proxy-east".parse().unwrap()
@@ -19,7 +19,7 @@ fn joined(name: &str, region: &str) -> Value {
         region: region.parse().unwrap(),
         upstream: "10.9.0.1".parse().unwrap(),
         upstream_port: 443,
-        sources: SourceRanges::EVERYBODY,
+        bounds: Bounds::NONE,
         alias: format!("{name}.example").parse().unwrap(),
         node_port: 30000,
         mode: Mode::Port,
@@ -34,7 +34,7 @@ fn joined(name: &str, region: &str) -> Value {
 
 /// The Services on the hub that lead to the region, as the hub's API has them.
 fn services() -> Vec<Value> {
-    let needs = Needs { ports: [30000].into(), nodes: [[10, 0, 1, 1].into()].into(), shards: 1 };
+    let needs = Needs { ports: [30000].into(), nodes: [[10, 0, 1, 1].into()].into(), shards: 1, ..Needs::default() };
     let made = |(number, write)| match write {
         Write::CreateService(mut service) => {
             service["spec"]["clusterIP"] = json!(format!("10.96.0.{number}"));
