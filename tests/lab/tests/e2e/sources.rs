@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
+use futures::future::try_join_all;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use xregion_lab::site::{self, NAMESPACE};
 
-use super::fixture::{annotation, eventually, joined, lab, through_gateway};
+use super::fixture::{Duration, annotation, eventually, joined, lab, through_gateway};
 use super::laptop::{kubeconfig_file, run};
 
 /// The hub's node and another machine in the peered network.
@@ -56,6 +60,41 @@ fn a_route_lets_in_whom_it_names_and_is_not_bent_to_shut_the_hub_out() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(answers(NEIGHBOUR, "business-a", file.path()), [true, true]);
     assert_eq!((annotation("business-a", "source-ranges"), annotation("business-a", "node-port")), (String::new(), port));
+}
+
+/// How many of nine connections to a cluster's route, made from the hub over one node, are open for a second.
+fn carried(cluster: &str) -> usize {
+    let node = lab().cluster("proxy-east").unwrap().nodes[0].internal_ip;
+    let port: u16 = annotation(cluster, "node-port").parse().unwrap();
+    lab()
+        .in_namespace(HUB, || async {
+            let connections = (0..9).map(|_| async {
+                let mut connection = TcpStream::connect((node, port)).await?;
+                let closed = timeout(Duration::from_secs(1), connection.read(&mut [0])).await;
+                anyhow::Ok(closed.is_err())
+            });
+            Ok(try_join_all(connections).await?.into_iter().filter(|open| *open).count())
+        })
+        .unwrap()
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn d_route_carries_no_more_connections_than_its_cluster_may_have() {
+    let lab = joined();
+    let file = kubeconfig_file("business-a");
+    let port = annotation("business-a", "node-port");
+    assert_eq!(carried("business-a"), 9, "nobody has set a limit");
+    let output = rejoin(file.path(), &["--max-connections", "5"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((annotation("business-a", "max-connections"), annotation("business-a", "node-port")), ("5".to_owned(), port));
+    // The gateway may have one or two of them.
+    let open = carried("business-a");
+    assert!((2..=5).contains(&open), "{open} are open");
+    through_gateway(lab, "business-a", "/version").unwrap();
+    let output = rejoin(file.path(), &[]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(carried("business-a"), 9);
 }
 
 /// Region east with these properties, beside those that it needs.
