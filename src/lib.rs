@@ -34,5 +34,6 @@ pub mod probe;
 pub mod region;
 pub mod rolling;
 pub mod run;
+pub mod sharing;
 pub mod undo;
 pub mod vela;

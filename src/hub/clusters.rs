@@ -179,13 +179,10 @@ impl Hub {
         }
     }
 
-    /// The name under which a cluster other than `except` with this identity is joined already.
-    ///
-    /// Clusters that xregion did not join are asked; one that doesn't answer can't be told and is passed over.
-    pub async fn name_of(&self, identity: &str, except: &ClusterName) -> Result<Option<String>> {
+    /// The identity of each joined cluster, by name. Clusters that xregion did not join are asked; of one that doesn't answer it is not known.
+    pub async fn identities(&self) -> Result<Vec<(String, Option<String>)>> {
         let clusters = self.joined_clusters().await?;
-        let others = clusters.into_iter().filter(|cluster| cluster.name() != except.as_str());
-        let identities = join_all(others.map(|cluster| async move {
+        Ok(join_all(clusters.into_iter().map(|cluster| async move {
             let known = cluster.membership().map(|membership| membership.identity);
             let identity = match (known, cluster.name().parse()) {
                 (Some(known), _) => Some(known),
@@ -194,8 +191,7 @@ impl Hub {
             };
             (cluster.name().to_owned(), identity)
         }))
-        .await;
-        Ok(identities.into_iter().find(|(_, other)| other.as_deref() == Some(identity)).map(|(name, _)| name))
+        .await)
     }
 
     /// Writes xregion's record onto a cluster's Secret.

@@ -9,7 +9,7 @@ mod prove;
 
 pub use plan::{names, plan};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,8 +36,10 @@ use crate::model::membership::{Membership, Origin};
 use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::region::{Entry, SNI_PORT};
+use crate::model::report::Report;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
 use crate::region::{Region, release_ports};
+use crate::sharing::Sharing;
 use crate::undo::Undo;
 use crate::vela;
 
@@ -100,12 +102,29 @@ struct Shared {
     turns: Semaphore,
     /// The host names that aliases must not take.
     direct: DirectHosts,
+    /// Of each region.
+    proxies: BTreeMap<ClusterName, Sharing<Proxies>>,
+    /// The identities of the hub's clusters, by their names.
+    identities: Sharing<Vec<(String, Option<String>)>>,
+}
+
+/// What is to be known of a region's proxies to tell whether they serve a route.
+struct Proxies {
+    /// Those that are ready.
+    ready: Vec<String>,
+    /// What each reports.
+    reports: BTreeMap<String, Report>,
 }
 
 impl Shared {
     /// To be read before the gateway's aliases: of a cluster that is joined through a region just now, the alias is written first.
-    async fn read(hub: &Hub, at_once: usize) -> Result<Self> {
-        Ok(Self { turns: Semaphore::new(at_once), direct: hub.direct_hosts().await? })
+    async fn read(hub: &Hub, order: &Order, at_once: usize) -> Result<Self> {
+        Ok(Self {
+            turns: Semaphore::new(at_once),
+            direct: hub.direct_hosts().await?,
+            proxies: order.members.iter().map(|member| (member.region.clone(), Sharing::default())).collect(),
+            identities: Sharing::default(),
+        })
     }
 }
 
@@ -114,7 +133,7 @@ impl Shared {
 pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo]) -> Result<Vec<Result<Joined>>> {
     let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();
     let gateway = hub.gateway(order.gateway.as_deref()).await?;
-    let shared = Shared::read(hub, AT_ONCE).await?;
+    let shared = Shared::read(hub, order, AT_ONCE).await?;
     let proven = join_all(order.members.iter().zip(&tellers).zip(undos).map(|((member, tell), undo)| {
         let (shared, gateway) = (&shared, &gateway);
         async move {

@@ -24,7 +24,7 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
     let mut plan = Plan::default();
     let mut change = rolling::Change { adopt: order.adopt, ..rolling::Change::default() };
     let mut joins = Vec::new();
-    let (undo, shared) = (Undo::default(), Shared::read(hub, 1).await?);
+    let (undo, shared) = (Undo::default(), Shared::read(hub, order, 1).await?);
     let tellers: Vec<_> = order.members.iter().map(|member| progress.of(&member.cluster, Some(&member.region))).collect();
     for (member, tell) in order.members.iter().zip(&tellers) {
         let mut join = Join::read(hub, order, member, &gateway, tell, &undo, &shared).await?;

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use futures::try_join;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
-use super::{ASK_EVERY, Join, entry_nodes};
+use super::{ASK_EVERY, Join, Proxies, entry_nodes};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::progress::Stage;
@@ -215,12 +216,13 @@ impl Join<'_> {
     async fn applied(&self, route: &Route) -> Result<()> {
         let start = Instant::now();
         let mut told = String::new();
+        let ask = async || {
+            let (ready, reports) = try_join!(self.region.ready_proxies(), self.region.reports())?;
+            Ok(Proxies { ready, reports })
+        };
         loop {
-            let state = {
-                let _turn = self.shared.turns.acquire().await;
-                let ready = self.region.ready_proxies().await?;
-                uptake(&route.name(), &route.mark(), &ready, &self.region.reports().await?)
-            };
+            let proxies = self.shared.proxies[&self.region.name].get(ask()).await?;
+            let state = uptake(&route.name(), &route.mark(), &proxies.ready, &proxies.reports);
             let message = match state {
                 Uptake::Everywhere => return Ok(()),
                 Uptake::Failed { proxy, problem } => {
@@ -374,9 +376,11 @@ impl Join<'_> {
             }
         }
         if !self.member.allow_second_name
-            && let Some(other) = self.hub.name_of(identity, name).await?
+            && let known = self.shared.identities.get(self.hub.identities()).await?
+            && let Some((other, _)) =
+                known.iter().find(|(other, known)| other != name.as_str() && known.as_deref() == Some(identity))
         {
-            return Err(second_name(&other));
+            return Err(second_name(other));
         }
         Ok(())
     }
