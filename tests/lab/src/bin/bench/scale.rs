@@ -168,8 +168,10 @@ impl Plan<'_> {
             .zip(regions)
             .map(|(business, region)| member(&business.name, business_secret(business), &region.name))
             .collect();
-        lab.put_kubeconfig(WEST, &lab.user_kubeconfig(WEST)?)?;
-        members.push(member(WEST, (WEST.to_owned(), "kubeconfig".to_owned()), "proxy-west"));
+        // Not of the cluster's name: KubeVela keeps the cluster in that.
+        let secret = format!("{WEST}-kubeconfig");
+        lab.put_kubeconfig(&secret, &lab.user_kubeconfig(WEST)?)?;
+        members.push(member(WEST, (secret, "kubeconfig".to_owned()), "proxy-west"));
         let seconds = join(lab, "regions", &members)?;
         progress.step(&format!("  a cluster in each of {} further regions: {seconds:.0} s", members.len()));
 
@@ -281,15 +283,13 @@ fn member(cluster: &str, (secret, key): (String, String), region: &str) -> Value
     json!({"cluster": cluster, "region": region, "kubeconfig": {"secret": secret, "key": key}})
 }
 
-/// Joins by one step with a list; seconds until its Application ended. Clusters that it could not join, it tells of and holds none back.
+/// Joins by one step with a list; seconds until its Application ended.
 fn join(lab: &Lab, name: &str, members: &[Value]) -> Result<f64> {
     let properties = json!({"region": REGION, "clusters": members, "labels": {LABEL: "scale"}, "timeout": "19m"});
     let started = Instant::now();
     lab.vela_up(&site::membership(name, &properties))?;
     let status = wait::until(&format!("Application {name} at its end"), STEP, || lab.await_end(name))?;
-    if status["status"] != "running" {
-        tracing::warn!("{name}: {}", site::message(&status));
-    }
+    ensure!(status["status"] == "running", "{name}: {}", site::message(&status));
     Ok(started.elapsed().as_secs_f64())
 }
 
