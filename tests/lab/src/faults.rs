@@ -91,6 +91,11 @@ impl Lab {
         net::set_address(&self.place(place)?.name, bridge, address, false)
     }
 
+    /// Bounds what a place sends by a bridge from now on, in megabits a second.
+    pub fn set_rate(&self, place: &str, bridge: Bridge, megabits: u32) -> Result<()> {
+        net::set_rate(&self.place(place)?.name, bridge, megabits)
+    }
+
     /// Powers a node off: cables dead, every process gone. Its cluster's control plane must not run there.
     /// Kubernetes calls it NotReady about 12 s later: see `await_not_ready`.
     pub fn kill_node(&self, node: &str) -> Result<()> {

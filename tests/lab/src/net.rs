@@ -150,6 +150,13 @@ pub fn set_address(place: &str, bridge: Bridge, address: std::net::Ipv4Addr, the
     ip(place, &format!("addr {action} {address}/24 dev {}\n", bridge.name()))
 }
 
+/// Bounds what a place sends by a bridge, in megabits a second, as a slower cable would; its namespace takes the bound along when it goes.
+pub fn set_rate(place: &str, bridge: Bridge, megabits: u32) -> Result<()> {
+    let rate = format!("{megabits}mbit");
+    let bound = ["root", "tbf", "rate", &rate, "burst", "256k", "latency", "50ms"];
+    run(command_in(place, Path::new("tc")), &[&["qdisc", "replace", "dev", bridge.name()], &bound[..]].concat())
+}
+
 /// Removes a namespace of the lab; its interfaces, rules and the other ends of its cables go with it.
 pub fn remove_namespace(namespace: &str) -> Result<()> {
     run_ip(&["netns", "del", namespace])

@@ -28,6 +28,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     (STREAM_MODULE, "libnginx-mod-stream"),
     ("ip", "iproute2"),
+    ("tc", "iproute2"),
     ("iptables", "iptables"),
     ("conntrack", "conntrack"),
     ("nsenter", "util-linux"),
