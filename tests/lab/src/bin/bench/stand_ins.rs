@@ -30,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use xregion_lab::base64;
+use xregion_lab::dns::LASTING;
 use xregion_lab::pki::{Authority, Validity};
 use xregion_lab::site::NAMESPACE;
 
@@ -56,7 +57,7 @@ impl Business {
     pub fn new(number: usize) -> Self {
         let name = format!("scale-{number:04}");
         let id: String = Sha256::digest(&name).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Self { host: format!("{id}.gr7.ap-southeast-1.eks.example"), name, number }
+        Self { host: format!("{id}.gr7{LASTING}"), name, number }
     }
 
     /// What its administrators bring: the host with capitals, as EKS has it.
