@@ -9,14 +9,14 @@ use futures::future::join_all;
 use futures::try_join;
 use tokio::time::{Instant, sleep};
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::progress::Progress;
 use crate::lock::holder_name;
 use crate::model::aliases::{HostAliases, Leads, Wanted};
-use crate::model::entries::{Entries, Led, Needs};
+use crate::model::entries::{Entries, HUB_NAMESPACE, Led, Needs};
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::nodes::{Way, aliased_addresses};
 use crate::region::Region;
@@ -68,18 +68,15 @@ impl Change {
 
     /// Where the names of its regions lead: to the nodes themselves, or to Services on the hub, if those have all that is needed.
     pub fn leading(&self, services: Option<&BTreeMap<ClusterName, Entries>>) -> Option<Leading> {
-        let lead = |(region, way): (&ClusterName, &Way)| {
-            let leads = match services {
-                None => Leads::from(way.nodes.clone()),
-                // What is mended follows nodes that answer, and whoever joins has just seen which do.
-                Some(services) if !self.mends && !services.get(region)?.nodes_behind(&way.proven).is_subset(&way.nodes) => {
-                    return None;
-                }
-                Some(services) => services.get(region)?.leads(&way.ports, &way.nodes)?,
-            };
-            Some((region.to_string(), leads))
+        let Some(services) = services else {
+            return Some(self.regions.iter().map(|(region, way)| (region.to_string(), Leads::from(way.nodes.clone()))).collect());
         };
-        self.regions.iter().map(lead).collect()
+        // What is mended follows nodes that answer, and whoever joins has just seen which do.
+        let is_seen = |(region, way): (&ClusterName, &Way)| {
+            self.mends || services.get(region).is_some_and(|entries| entries.nodes_behind(&way.proven).is_subset(&way.nodes))
+        };
+        let leading = self.leading_by(services);
+        (leading.len() == self.regions.len() && self.regions.iter().all(is_seen)).then_some(leading)
     }
 
     /// Where the names of those of its regions lead whose Services have all that is needed.
@@ -176,7 +173,13 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         } else {
             (change.leading(None).unwrap_or_default(), None)
         };
-        gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await?;
+        match gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await {
+            // There is no room for names of others: their own runs say so.
+            Err(failure) if failure.kind == Kind::AliasLimit && !others.is_empty() => {
+                gateway.change(|now| Ok(change.applied_to(now, &[], &leading))).await?;
+            }
+            changed => drop(changed?),
+        }
         gateway.roll(progress, if gateway.cuts() { OldPods::Gone } else { OldPods::Ending }).await?;
         Ok((gateway.cuts(), silent.filter(|_| change.mends)))
     }
@@ -205,7 +208,7 @@ async fn provide(
     loop {
         let mut services = BTreeMap::new();
         for (region, way) in &change.regions {
-            let led = if own.contains(region) { Led::Of(way.proven.clone()) } else { Led::Lost };
+            let led = if own.contains(region) { Led::Of(way.proven.clone()) } else { Led::Lost(way.proven.clone()) };
             let shards = shards.get(region).copied().unwrap_or(1);
             let (entries, anew) =
                 hub.settle(region, &Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), led, shards }).await?;
@@ -213,6 +216,15 @@ async fn provide(
             services.insert(region.clone(), entries);
         }
         let leading = change.leading_by(&services);
+        if let Some(region) = own.iter().find(|region| !leading.contains_key(region.as_str())) {
+            return Err(Failure::new(
+                Kind::GatewayRollout,
+                format!("region {region}: its Services on the hub can't lead to {}", listed(&change.regions[region].nodes)),
+                format!(
+                    "if their addresses are of another family, delete them, and join again: kubectl -n {HUB_NAMESPACE} delete services --all"
+                ),
+            ));
+        }
         let now = gateway.aliases().await?;
         let then = change.applied_to(&now, others, &leading);
         let full: Vec<_> = leading.keys().filter(|region| then.fills(&leading[*region])).collect();
@@ -243,6 +255,10 @@ async fn provide(
             silent.get_or_insert(failure);
         }
     }
+}
+
+fn listed(nodes: &BTreeSet<IpAddr>) -> String {
+    nodes.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that

@@ -10,7 +10,7 @@ use crate::error::Result;
 /// The last answer to a question that many ask. Whoever asks gets one that was not asked for before: as fresh as if nobody else had, for
 /// fewer requests.
 #[derive(Debug)]
-pub struct Sharing<T>(Mutex<Option<(Instant, Arc<T>)>>);
+pub struct Sharing<T>(Mutex<Option<(Instant, Result<Arc<T>>)>>);
 
 impl<T> Default for Sharing<T> {
     fn default() -> Self {
@@ -19,19 +19,19 @@ impl<T> Default for Sharing<T> {
 }
 
 impl<T> Sharing<T> {
-    /// The answer, by `ask` unless somebody else has asked meanwhile. A failure is only for whoever met it.
+    /// The answer, by `ask` unless somebody else has asked meanwhile. A failure is one, too: who waited for it need not wait for another.
     pub async fn get(&self, ask: impl Future<Output = Result<T>>) -> Result<Arc<T>> {
         let came = Instant::now();
         let mut last = self.0.lock().await;
         if let Some((asked, answer)) = &*last
             && *asked >= came
         {
-            return Ok(answer.clone());
+            return answer.clone();
         }
         let asked = Instant::now();
-        let answer = Arc::new(ask.await?);
+        let answer = ask.await.map(Arc::new);
         *last = Some((asked, answer.clone()));
-        Ok(answer)
+        answer
     }
 }
 
@@ -66,12 +66,16 @@ mod tests {
         assert_eq!(got, [1, 2, 2, 2, 3], "the first answer is older than the others' questions");
     }
 
-    #[tokio::test]
-    async fn a_failure_is_nobody_else_s() {
-        let sharing = Sharing::default();
-        let failing = sharing.get(async { Err(Failure::new(Kind::Unexpected, "x", "y")) });
-        let (failed, got) = futures::join!(failing, sharing.get(async { Ok(7) }));
-        assert!(failed.is_err());
-        assert_eq!(*got.unwrap(), 7);
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_that_wait_for_what_does_not_answer_wait_for_it_twice() {
+        let sharing = Sharing::<()>::default();
+        let ask = || async {
+            sleep(Duration::from_secs(20)).await;
+            Err(Failure::new(Kind::RegionUnreachable, "no answer", "wait"))
+        };
+        let start = Instant::now();
+        let got = join_all((0..100).map(|_| sharing.get(ask()))).await;
+        assert!(got.iter().all(Result::is_err));
+        assert_eq!(start.elapsed(), Duration::from_secs(40));
     }
 }

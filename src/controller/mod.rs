@@ -142,7 +142,7 @@ impl Seen {
         let services = self.gateway.iter().flat_map(|(_, standing)| standing.services.iter().flatten());
         let one = |(region, entries): (&ClusterName, &Entries)| {
             let seen = self.regions.iter().find(|seen| seen.name == *region)?;
-            let led = entries.nodes();
+            let led = entries.nodes_everywhere();
             let mut mine = self.records.members.iter().filter(|member| member.membership.region == *region);
             let entrance = match &seen.inside {
                 Ok(inside) if mine.any(|member| entered_otherwise(hub, member, inside)) => return None,
@@ -306,7 +306,7 @@ impl Controller<'_> {
                     tracing::info!("{told}");
                     self.publish(seen, &repair.subject(), EventType::Normal, "Mended", &told).await;
                 }
-                Err(failure) => mending.failed(&repair.subject(), (&failure).into()),
+                Err(failure) => mending.failed(&repair.subject(), (&failure).into(), Timestamp::now()),
             }
         }
         troubles.extend(mending.failures());
@@ -370,11 +370,6 @@ impl Controller<'_> {
             }
         };
         let note = |repair, outcome| done.lock().unwrap_or_else(PoisonError::into_inner).push((repair, outcome));
-        for &repair in repairs.iter().filter(|repair| matches!(repair, Repair::Service { .. })) {
-            if lock.held() {
-                note(repair, region.set_service().await);
-            }
-        }
         let way = |&repair: &&'r Repair| match repair {
             Repair::Way { route, ports, lost, .. } if same(&route.cluster) => Some((repair, route, *ports, *lost)),
             _ => None,
@@ -406,6 +401,12 @@ impl Controller<'_> {
             }
         });
         join_all(written).await;
+        // At last: the region's own port takes one that is free, and a cluster's is not to be.
+        for &repair in repairs.iter().filter(|repair| matches!(repair, Repair::Service { .. })) {
+            if lock.held() {
+                note(repair, region.set_service().await);
+            }
+        }
     }
 
     /// Waits for what may take a while, and tells meanwhile that the loop turns.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Hub, call, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
-use crate::model::entries::{Entries, HUB_NAMESPACE, KIND_ENTRY, Needs, Write, by_region};
+use crate::model::entries::{Door, Entries, HUB_NAMESPACE, KIND_ENTRY, Needs, Write, by_region};
 use crate::model::names::{ClusterName, JOB, KIND, MANAGER, NAMESPACE};
 
 /// The key of the addon's ConfigMap that says what host aliases lead to: `services` or `nodes`.
@@ -138,21 +138,22 @@ impl Hub {
 
     /// Waits until the hub's nodes lead to a region by its Services, which they do a moment after those are written. It is enough in the end that one
     /// side of a shard does: a node behind the other may be dead.
-    pub async fn await_doors(&self, region: &ClusterName, doors: Vec<Vec<(IpAddr, u16)>>) -> Result<()> {
+    pub async fn await_doors(&self, region: &ClusterName, doors: Vec<Vec<Door>>) -> Result<()> {
         // Only pods of the hub are led by its nodes.
         if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
             return Ok(());
         }
         let until = Instant::now() + PATIENCE;
-        let open = doors.iter().map(|sides| join_all(sides.iter().map(|door| opens(*door, until))));
+        let open = doors.iter().map(|sides| join_all(sides.iter().map(|door| opens(door, until))));
         let silent = doors.iter().zip(join_all(open).await).find(|(_, open)| !open.contains(&true));
         match silent.and_then(|(sides, _)| sides.first()) {
             None => Ok(()),
-            Some((ip, port)) => Err(Failure::new(
+            Some(Door { ip, ports }) => Err(Failure::new(
                 Kind::GatewayRollout,
                 format!(
-                    "region {region}: its Services on the hub lead nowhere: {ip} port {port} was not answered within {} s",
-                    PATIENCE.as_secs()
+                    "region {region}: its Services on the hub lead nowhere: no connection to {ip} within {} s (port {})",
+                    PATIENCE.as_secs(),
+                    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
                 ),
                 format!(
                     "check kube-proxy and network policies on the hub (kubectl -n {HUB_NAMESPACE} get services,endpointslices), \
@@ -172,14 +173,17 @@ impl Hub {
 }
 
 /// Whether something answers there before `until`.
-async fn opens(door: (IpAddr, u16), until: Instant) -> bool {
-    while !timeout(DIAL, TcpStream::connect(door)).await.is_ok_and(|connected| connected.is_ok()) {
+async fn opens(Door { ip, ports }: &Door, until: Instant) -> bool {
+    for port in ports.iter().cycle() {
+        if timeout(DIAL, TcpStream::connect((*ip, *port))).await.is_ok_and(|connected| connected.is_ok()) {
+            return true;
+        }
         if Instant::now() > until {
-            return false;
+            break;
         }
         sleep(TRY_EVERY).await;
     }
-    true
+    false
 }
 
 /// A write's outcome; that somebody else was faster is none of its errors.

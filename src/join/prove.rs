@@ -254,7 +254,7 @@ impl Join<'_> {
                 self.tell.stage(Stage::Applying, &format!("waiting for region {}: {message}", self.region.name)).await;
                 told = message;
             }
-            // What takes long is a burst, in which twenty ask at once.
+            // What takes long has others before it.
             sleep(ASK_EVERY.max(start.elapsed() / 4)).await;
         }
     }

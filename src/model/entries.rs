@@ -113,23 +113,32 @@ pub struct Needs {
     pub ports: BTreeSet<u16>,
     /// The nodes to lead to; where there are none, those that they lead to.
     pub nodes: BTreeSet<IpAddr>,
-    /// What is led to those.
+    /// Which ports follow them.
     pub led: Led,
     /// How many shards there should be at least.
     pub shards: usize,
 }
 
-/// Which ports of a region's Services are led to other nodes, of those that are led to some.
+/// Which ports of a region's Services follow the nodes that are needed, of those that are led to some already. A port shares an EndpointSlice
+/// with others, and they follow together.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Led {
     /// Every one.
     #[default]
     All,
-    /// These, and those that share an EndpointSlice with one. (The others may be of clusters that were joined when the hub entered the region
-    /// by something else.)
+    /// These. The others may be of clusters that were joined when the hub entered the region by something else.
     Of(BTreeSet<u16>),
-    /// Those that are led to none of the nodes: elsewhere, whoever asks the nodes each second knows better.
-    Lost,
+    /// Those of these that are led to none of the nodes. Where one is left, whoever asks the nodes each second knows better.
+    Lost(BTreeSet<u16>),
+}
+
+/// A Service, and those of its ports that one EndpointSlice leads on. Any of them tells of all: one may be of a route that no proxy serves.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Door {
+    /// The Service's address.
+    pub ip: IpAddr,
+    /// The ports.
+    pub ports: Vec<u16>,
 }
 
 /// One write to the hub's API. What has a `resourceVersion` is refused (409) if somebody else wrote meanwhile.
@@ -230,6 +239,14 @@ impl Entries {
         self.0.values().map(|entry| entry.ip).collect()
     }
 
+    /// The nodes that every port is led to which is led to any: after a join of some clusters, others may lag behind.
+    pub fn nodes_everywhere(&self) -> BTreeSet<IpAddr> {
+        let ranges: BTreeSet<u16> = self.0.values().flat_map(|entry| entry.slices.keys().copied()).collect();
+        let behind = |range: u16| -> BTreeSet<IpAddr> { self.0.values().flat_map(|entry| entry.nodes_at(range)).collect() };
+        let each = ranges.into_iter().map(behind).filter(|nodes| !nodes.is_empty());
+        each.reduce(|all, nodes| &all & &nodes).unwrap_or_default()
+    }
+
     /// The nodes that the region's Services lead to.
     pub fn nodes(&self) -> BTreeSet<IpAddr> {
         self.0.values().flat_map(Entry::nodes).collect()
@@ -298,10 +315,11 @@ impl Entries {
     /// The nodes that the ports of a range are to be led to.
     fn nodes_of(&self, range: u16, needs: &Needs) -> BTreeSet<IpAddr> {
         let now: BTreeSet<IpAddr> = self.0.values().flat_map(|entry| entry.nodes_at(range)).collect();
+        let within = |ports: &BTreeSet<u16>| ports.iter().any(|port| self::range(*port) == range);
         let follows = match &needs.led {
             Led::All => true,
-            Led::Of(ports) => ports.iter().any(|port| self::range(*port) == range),
-            Led::Lost => now.is_disjoint(&needs.nodes),
+            Led::Of(ports) => within(ports),
+            Led::Lost(ports) => within(ports) && now.is_disjoint(&needs.nodes),
         };
         match (needs.nodes.is_empty(), now.is_empty()) {
             (true, true) => self.nodes(),
@@ -327,15 +345,16 @@ impl Entries {
         self.0.iter().map(|(place, entry)| (place.service_name(region), entry.version.clone())).collect()
     }
 
-    /// What to dial to know whether the hub's nodes lead there: one of these ports of every range that has some, in every shard, at the
-    /// addresses of both its sides.
-    pub fn doors(&self, ports: &BTreeSet<u16>) -> Vec<Vec<(IpAddr, u16)>> {
-        let mut doors: BTreeMap<(usize, u16), Vec<(IpAddr, u16)>> = BTreeMap::new();
+    /// What to dial to know whether the hub's nodes lead there, by these ports: for every range and shard, both its sides.
+    pub fn doors(&self, ports: &BTreeSet<u16>) -> Vec<Vec<Door>> {
+        let mut doors: BTreeMap<(usize, u16), Vec<Door>> = BTreeMap::new();
         for (place, entry) in &self.0 {
-            let served = ports.iter().copied().filter(|port| entry.serves(*port));
-            let one_each: BTreeMap<u16, u16> = served.map(|port| (range(port), port)).collect();
-            for (range, port) in one_each {
-                doors.entry((place.shard, range)).or_default().push((entry.ip, port));
+            let mut ranges: BTreeMap<u16, Vec<u16>> = BTreeMap::new();
+            for port in ports.iter().copied().filter(|port| entry.serves(*port)) {
+                ranges.entry(range(port)).or_default().push(port);
+            }
+            for (range, ports) in ranges {
+                doors.entry((place.shard, range)).or_default().push(Door { ip: entry.ip, ports });
             }
         }
         doors.into_values().collect()

@@ -9,6 +9,10 @@ use super::drift::{Repair, Told, Trouble};
 
 /// How often the same thing is put back within [`SPAN`].
 const TIMES: usize = 3;
+/// After how long what failed is tried again: this, twice as long, and so on, up to [`PAUSE_AT_MOST`]. Each try may keep others from changing the
+/// gateway for as long as it waits.
+const PAUSE: SignedDuration = SignedDuration::from_secs(10);
+const PAUSE_AT_MOST: SignedDuration = SignedDuration::from_secs(40);
 /// Within what; and how long it must have been in step to be put back again.
 const SPAN: SignedDuration = SignedDuration::from_mins(10);
 
@@ -36,19 +40,23 @@ struct Past {
     out: Timestamp,
     stopped: bool,
     failed: Option<Problem>,
+    /// For how long it is not tried again after it failed, and until when.
+    pause: SignedDuration,
+    rests: Timestamp,
 }
 
 impl Mending {
     /// What becomes of what was found in a look.
     pub fn judge(&mut self, found: &[Repair], now: Timestamp) -> Vec<Verdict> {
         let judged = found.iter().map(|repair| {
-            let fresh = Past { repairs: Vec::new(), out: now, stopped: false, failed: None };
+            let fresh =
+                Past { repairs: Vec::new(), out: now, stopped: false, failed: None, pause: SignedDuration::ZERO, rests: now };
             let past = self.past.entry(repair.subject()).or_insert(fresh);
             past.out = now;
             past.stopped |= past.repairs.iter().filter(|at| now.duration_since(**at) < SPAN).count() >= TIMES;
             match past.stopped {
                 true => Verdict::Stop,
-                false if self.last.contains(repair) => Verdict::Mend,
+                false if self.last.contains(repair) && past.rests <= now => Verdict::Mend,
                 false => Verdict::Wait,
             }
         });
@@ -56,7 +64,7 @@ impl Mending {
         let subjects: Vec<Subject> = found.iter().map(Repair::subject).collect();
         self.past.retain(|subject, past| {
             if !subjects.contains(subject) {
-                past.failed = None;
+                (past.failed, past.pause, past.rests) = (None, SignedDuration::ZERO, now);
             }
             now.duration_since(past.out) < SPAN
         });
@@ -68,16 +76,18 @@ impl Mending {
     pub fn mended(&mut self, subject: &Subject, now: Timestamp) {
         if let Some(past) = self.past.get_mut(subject) {
             past.repairs.push(now);
-            past.failed = None;
+            (past.failed, past.pause, past.rests) = (None, SignedDuration::ZERO, now);
         }
         // What is seen next is another drift, and has to be seen twice again.
         self.last.retain(|repair| repair.subject() != *subject);
     }
 
     /// Something could not be put back.
-    pub fn failed(&mut self, subject: &Subject, problem: Problem) {
+    pub fn failed(&mut self, subject: &Subject, problem: Problem, now: Timestamp) {
         if let Some(past) = self.past.get_mut(subject) {
             past.failed = Some(problem);
+            past.pause = (past.pause * 2).clamp(PAUSE, PAUSE_AT_MOST);
+            past.rests = now + past.pause;
         }
     }
 
@@ -216,10 +226,31 @@ mod tests {
     fn a_failure_is_remembered_while_it_lasts() {
         let mut mending = Mending::default();
         mending.judge(&[gateway()], at(0));
-        mending.failed(&Subject::Hub, Problem::new("no", "why"));
+        mending.failed(&Subject::Hub, Problem::new("no", "why"), at(0));
         assert_eq!(mending.failures()[0].problem.cause, "no");
         mending.judge(&[], at(5));
         assert_eq!(mending.failures(), []);
+    }
+
+    #[test]
+    fn what_fails_is_tried_less_and_less_often_until_it_is_in_step() {
+        let mut mending = Mending::default();
+        let mut tried = |until: i64, from: i64| -> Vec<i64> {
+            (from..until)
+                .step_by(5)
+                .filter(|second| {
+                    let due = mending.judge(&[gateway()], at(*second)) == [Verdict::Mend];
+                    if due {
+                        mending.failed(&Subject::Hub, Problem::new("no", "why"), at(*second));
+                    }
+                    due
+                })
+                .collect()
+        };
+        assert_eq!(tried(160, 0), [5, 15, 35, 75, 115, 155]);
+        mending.judge(&[], at(160));
+        mending.judge(&[gateway()], at(165));
+        assert_eq!(mending.judge(&[gateway()], at(170)), [Verdict::Mend]);
     }
 
     #[test]

@@ -168,8 +168,12 @@ impl Inside {
             Entry::NodePort | Entry::LoadBalancer if self.lacks_own_ports() => None,
             Entry::NodePort | Entry::LoadBalancer => self.own_ports().map(|own| own.entered_by(entry)),
         };
-        // The same one from look to look.
-        own.or_else(|| self.routes.iter().filter_map(|route| Some(self.listened(route)?.entered_by(entry))).min())
+        let lowest = |routes: &mut dyn Iterator<Item = &Route>| {
+            routes.filter_map(|route| Some(self.listened(route)?.entered_by(entry))).min()
+        };
+        // The same one from look to look; of one that no proxy serves, no node would answer.
+        own.or_else(|| lowest(&mut self.routes.iter().filter(|route| self.served(route) > 0)))
+            .or_else(|| lowest(&mut self.routes.iter()))
     }
 
     /// The ports of a route, if they lead to where proxies listen for it.

@@ -110,7 +110,8 @@ fn names_lead_to_both_services_once_every_port_is_led_to_nodes() {
     assert_eq!(api.slices.len(), 4);
     assert!(api.entries().leads(&ports(&[30000, 30001, 30100]), &ips(&[])).is_some());
     let doors = api.entries().doors(&ports(&[30000, 30001, 30100]));
-    assert_eq!(doors.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2], "both sides of each range");
+    let doors: Vec<_> = doors.iter().map(|sides| sides.iter().map(|door| door.ports.as_slice()).collect::<Vec<_>>()).collect();
+    assert_eq!(doors, [vec![&[30000, 30001][..]; 2], vec![&[30100][..]; 2]], "both sides of each range, by any of its ports");
     assert_eq!(api.entries().doors(&ports(&[30001, 8000])).len(), 1, "and none for what nobody asks about");
 }
 
@@ -145,12 +146,16 @@ fn nodes_that_one_run_has_seen_are_those_of_its_ports_only() {
 fn nodes_of_the_records_replace_those_of_the_probes_only_where_none_is_left() {
     let (region, mut api) = (region(), Api::default());
     api.provide(&region, &needs(&[30000], &[1]));
-    let mended = |nodes| Needs { led: Led::Lost, ..needs(&[30000, 30100], nodes) };
+    let mended = |nodes| Needs { led: Led::Lost(ports(&[30000, 30100])), ..needs(&[30000, 30100], nodes) };
     api.provide(&region, &mended(&[1, 2]));
     assert_eq!(api.entries().nodes_behind(&ports(&[30000])), ips(&[1]), "2 may be ready and not answer");
     assert_eq!(api.entries().nodes_behind(&ports(&[30100])), ips(&[1, 2]), "it led nowhere");
+    assert_eq!(api.entries().nodes_everywhere(), ips(&[1]), "2 has only a part of the ports");
     api.provide(&region, &mended(&[3]));
-    assert_eq!(api.entries().nodes(), ips(&[3]));
+    assert_eq!((api.entries().nodes(), api.entries().nodes_everywhere()), (ips(&[3]), ips(&[3])));
+    // Another run's join by another way in takes none along of those that were joined before.
+    api.provide(&region, &Needs { led: Led::Lost(ports(&[8000])), ..needs(&[8000], &[9]) });
+    assert_eq!(api.entries().nodes_behind(&ports(&[30000, 30100])), ips(&[3]));
 }
 
 #[test]
