@@ -18,7 +18,7 @@ use crate::lock::holder_name;
 use crate::model::aliases::{HostAliases, Leads, Wanted};
 use crate::model::entries::{Entries, HUB_NAMESPACE, Led, Needs};
 use crate::model::names::{ClusterName, DnsName};
-use crate::model::nodes::{Way, aliased_addresses};
+use crate::model::nodes::{Way, aliased_addresses, listed};
 use crate::region::Region;
 
 /// How long a rollout waits for what others are about to want, so that one serves them all. It takes about as long itself.
@@ -81,16 +81,23 @@ impl Change {
 
     /// Where the names of those of its regions lead whose Services have all that is needed.
     fn leading_by(&self, services: &BTreeMap<ClusterName, Entries>) -> Leading {
-        let lead =
-            |(region, way): (&ClusterName, &Way)| Some((region.to_string(), services.get(region)?.leads(&way.ports, &way.nodes)?));
-        self.regions.iter().filter_map(lead).collect()
+        self.leading_with(services, |way| &way.ports)
     }
 
     /// Where the names of its regions will lead, by what is known before the Services there are have all that is needed.
     pub fn leading_ahead(&self, services: &BTreeMap<ClusterName, Entries>) -> Leading {
-        let lead = |(region, way): (&ClusterName, &Way)| {
-            let leads = services.get(region)?.leads(&BTreeSet::new(), &way.nodes)?;
-            Some((region.to_string(), leads))
+        let none = BTreeSet::new();
+        self.leading_with(services, |_| &none)
+    }
+
+    /// Where the names of those of its regions lead whose Services have these of their ports.
+    fn leading_with<'a>(
+        &'a self,
+        services: &BTreeMap<ClusterName, Entries>,
+        ports: impl Fn(&'a Way) -> &'a BTreeSet<u16>,
+    ) -> Leading {
+        let lead = |(region, way): (&'a ClusterName, &'a Way)| {
+            Some((region.to_string(), services.get(region)?.leads(ports(way), &way.nodes)?))
         };
         self.regions.iter().filter_map(lead).collect()
     }
@@ -255,10 +262,6 @@ async fn provide(
             silent.get_or_insert(failure);
         }
     }
-}
-
-fn listed(nodes: &BTreeSet<IpAddr>) -> String {
-    nodes.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that

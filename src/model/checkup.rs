@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 
 use jiff::Timestamp;
 
@@ -11,7 +10,7 @@ use super::entries::Entries;
 use super::lifetime::SOON;
 use super::membership::{Membership, Origin};
 use super::names::{CONTROLLER, ClusterName, KIND, NAMESPACE};
-use super::nodes::aliased_addresses;
+use super::nodes::{aliased_addresses, listed};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
 use super::region::{Entry, KIND_PROXY, SERVICE, SNI_PORT};
 use super::report::{Uptake, uptake};
@@ -358,26 +357,19 @@ fn alias(
         _ if !aliases.has(&wanted) => format!("host alias {alias} is not recorded for it on the gateway"),
         (_, Some(entries)) => match entries.leads(&[cluster.serving().node_port].into(), &BTreeSet::new()) {
             Some(leads) if leads.groups.contains(&now) => {
-                return Outcome::Ok(format!("{alias} leads to {}, which lead to nodes {}", list(&now), list(&entries.nodes())));
+                return Outcome::Ok(format!("{alias} leads to {}, which lead to nodes {}", listed(&now), listed(&entries.nodes())));
             }
             Some(leads) => {
-                format!("host alias {alias} leads to {}, and the region's Services are {}", list(&now), list(&leads.all()))
+                format!("host alias {alias} leads to {}, and the region's Services are {}", listed(&now), listed(&leads.all()))
             }
             None => format!("the region's Services on the hub do not lead port {} to any node", cluster.serving().node_port),
         },
         (Some(nodes), None) if now != nodes => {
-            format!("host alias {alias} leads to {}, and the region's nodes are {}", list(&now), list(&nodes))
+            format!("host alias {alias} leads to {}, and the region's nodes are {}", listed(&now), listed(&nodes))
         }
-        _ => return Outcome::Ok(format!("{alias} leads to {}", list(&now))),
+        _ => return Outcome::Ok(format!("{alias} leads to {}", listed(&now))),
     };
     Outcome::Failed(Problem::new(cause, join_again(&cluster.name, &cluster.membership.region)))
-}
-
-fn list(addresses: &BTreeSet<IpAddr>) -> String {
-    if addresses.is_empty() {
-        return "none".into();
-    }
-    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn secret(cluster: &SeenCluster) -> Outcome {

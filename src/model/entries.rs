@@ -231,7 +231,12 @@ impl Entries {
     /// The nodes that these ports are led to.
     pub fn nodes_behind(&self, ports: &BTreeSet<u16>) -> BTreeSet<IpAddr> {
         let ranges: BTreeSet<u16> = ports.iter().map(|port| range(*port)).collect();
-        self.0.values().flat_map(|entry| ranges.iter().flat_map(|range| entry.nodes_at(*range))).collect()
+        ranges.into_iter().flat_map(|range| self.nodes_at(range)).collect()
+    }
+
+    /// The nodes that the ports of a range are led to.
+    fn nodes_at(&self, range: u16) -> BTreeSet<IpAddr> {
+        self.0.values().flat_map(|entry| entry.nodes_at(range)).collect()
     }
 
     /// The addresses of the Services.
@@ -242,8 +247,7 @@ impl Entries {
     /// The nodes that every port is led to which is led to any: after a join of some clusters, others may lag behind.
     pub fn nodes_everywhere(&self) -> BTreeSet<IpAddr> {
         let ranges: BTreeSet<u16> = self.0.values().flat_map(|entry| entry.slices.keys().copied()).collect();
-        let behind = |range: u16| -> BTreeSet<IpAddr> { self.0.values().flat_map(|entry| entry.nodes_at(range)).collect() };
-        let each = ranges.into_iter().map(behind).filter(|nodes| !nodes.is_empty());
+        let each = ranges.into_iter().map(|range| self.nodes_at(range)).filter(|nodes| !nodes.is_empty());
         each.reduce(|all, nodes| &all & &nodes).unwrap_or_default()
     }
 
@@ -314,7 +318,7 @@ impl Entries {
 
     /// The nodes that the ports of a range are to be led to.
     fn nodes_of(&self, range: u16, needs: &Needs) -> BTreeSet<IpAddr> {
-        let now: BTreeSet<IpAddr> = self.0.values().flat_map(|entry| entry.nodes_at(range)).collect();
+        let now = self.nodes_at(range);
         let within = |ports: &BTreeSet<u16>| ports.iter().any(|port| self::range(*port) == range);
         let follows = match &needs.led {
             Led::All => true,

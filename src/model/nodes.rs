@@ -107,6 +107,14 @@ pub fn aliased_addresses(nodes: &[EntryNode], already: &BTreeSet<IpAddr>) -> BTr
     nodes.iter().filter(|node| node.ready || already.contains(&node.ip)).map(|node| node.ip).collect()
 }
 
+/// Addresses as messages list them.
+pub fn listed(addresses: &BTreeSet<IpAddr>) -> String {
+    if addresses.is_empty() {
+        return "none".into();
+    }
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

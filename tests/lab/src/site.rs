@@ -252,6 +252,16 @@ pub fn region(proxy: &str) -> Value {
     })
 }
 
+/// The same, with these properties beside those that it needs.
+#[must_use]
+pub fn region_with(proxy: &str, more: &Value) -> Value {
+    let mut application = region(proxy);
+    for (key, value) in more.as_object().into_iter().flatten() {
+        application["spec"]["components"][0]["properties"][key] = value.clone();
+    }
+    application
+}
+
 /// A membership: an Application of one `xregion-join` step with these properties.
 #[must_use]
 pub fn membership(name: &str, properties: &Value) -> Value {

@@ -99,11 +99,7 @@ fn d_route_carries_no_more_connections_than_its_cluster_may_have() {
 
 /// Region east with these properties, beside those that it needs.
 fn region(more: Value) {
-    let mut application = site::region("proxy-east");
-    for (key, value) in more.as_object().unwrap() {
-        application["spec"]["components"][0]["properties"][key] = value.clone();
-    }
-    lab().vela_up(&application).unwrap();
+    lab().vela_up(&site::region_with("proxy-east", &more)).unwrap();
     lab().await_running("region-proxy-east").unwrap();
 }
 

@@ -19,11 +19,7 @@ fn west(host: u8) -> BusinessSpec {
 
 /// Region west with these properties, beside those that it needs.
 fn region(more: Value) {
-    let mut application = site::region(REGION);
-    for (key, value) in more.as_object().unwrap() {
-        application["spec"]["components"][0]["properties"][key] = value.clone();
-    }
-    lab().vela_up(&application).unwrap();
+    lab().vela_up(&site::region_with(REGION, &more)).unwrap();
     lab().await_running(&format!("region-{REGION}")).unwrap();
 }
 

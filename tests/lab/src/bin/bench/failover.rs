@@ -96,9 +96,9 @@ const EVENTS: &[Event] = &[
             let image = "jsonpath={.spec.template.spec.initContainers[0].image}";
             let image = lab.kubectl(REGION, &[&["get", "-o", image], DEPLOYMENT].concat())?;
             lab.tag_image(REGION, &format!("docker.io/{image}"), &format!("docker.io/{NEWER}"))?;
-            place(lab, json!({"image": NEWER, "nginxImage": NEWER_NGINX}))
+            place(lab, &json!({"image": NEWER, "nginxImage": NEWER_NGINX}))
         },
-        mended: |lab, _| place(lab, json!({})),
+        mended: |lab, _| place(lab, &json!({})),
     },
     Event {
         name: "node_drained",
@@ -109,11 +109,8 @@ const EVENTS: &[Event] = &[
 ];
 
 /// Places the region with these properties beside those that it needs, and waits until every proxy is as they say.
-fn place(lab: &Lab, more: Value) -> Result<()> {
-    let mut region = site::region(REGION);
-    let properties = region["spec"]["components"][0]["properties"].as_object_mut().context("a region without properties")?;
-    properties.extend(more.as_object().cloned().unwrap_or_default());
-    lab.vela_up(&region)?;
+fn place(lab: &Lab, more: &Value) -> Result<()> {
+    lab.vela_up(&site::region_with(REGION, more))?;
     lab.await_running("region-proxy-east")?;
     kubectl(lab, &[&["rollout", "status", "--timeout=120s"], DEPLOYMENT].concat())
 }
@@ -156,7 +153,7 @@ pub fn measure(lab: &Lab, progress: &Progress, cluster: &str) -> Result<Measured
         progress.step(&format!("failover: {}", way.name));
         let host_aliases = format!("hostAliases={}", way.host_aliases);
         lab.vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &host_aliases])?;
-        place(lab, json!({"externalTrafficPolicy": way.external_traffic_policy}))?;
+        place(lab, &json!({"externalTrafficPolicy": way.external_traffic_policy}))?;
         settled(lab, way)?;
         let costs = way.events.iter().map(|event| one(lab, progress, cluster, event, &node.place.name)).collect::<Result<_>>()?;
         Ok((way.name, costs))

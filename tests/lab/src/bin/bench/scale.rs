@@ -263,8 +263,7 @@ fn start_regions(lab: &Lab) -> Result<Vec<Cluster>> {
 
 /// The two real regions; east with node ports for all.
 fn place(lab: &Lab) -> Result<()> {
-    let mut east = site::region(REGION);
-    east["spec"]["components"][0]["properties"]["nodePorts"] = json!({"first": FIRST_NODE_PORT, "last": LAST_NODE_PORT});
+    let east = site::region_with(REGION, &json!({"nodePorts": {"first": FIRST_NODE_PORT, "last": LAST_NODE_PORT}}));
     for application in [east, site::region("proxy-west")] {
         lab.vela_up(&application)?;
     }
