@@ -14,8 +14,11 @@ use crate::error::{Failure, Kind, Result};
 
 /// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
 const PRE_STOP_SECONDS: u64 = 5;
-/// How long new pods must have been ready before Kubernetes lets the old ones go, in seconds, while a run hands over from old pods
-/// that don't pause before they stop. The hand-over is long over by then; it is also when Kubernetes goes on if that run dies.
+/// How long a new pod must have been ready before Kubernetes lets an old one go, in seconds (`minReadySeconds`). What takes the old one
+/// off the Service's endpoints and what puts the new one on them are two controllers: one that is behind tries again a second later
+/// (`defaultSyncBackOff` in `k8s.io/kubernetes/pkg/controller/endpointslice`), and the Service had no endpoint for 0.9 s once.
+const LISTED_SECONDS: i32 = 2;
+/// The same while a run hands over from old pods that don't pause before they stop. The hand-over is long over by then; it is also when Kubernetes goes on if that run dies.
 const HANDOVER_SECONDS: i32 = 60;
 /// What [`KIND`] says of a gateway pod that was taken out of service and is about to end.
 pub const KIND_RETIRED: &str = "retired-gateway";
@@ -107,6 +110,8 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>, s
         });
         if !pauses {
             patch["spec"]["minReadySeconds"] = json!(HANDOVER_SECONDS);
+        } else if !waits_to_be_listed(deployment) {
+            patch["spec"]["minReadySeconds"] = json!(LISTED_SECONDS);
         }
         if let Some(at) = cut {
             patch["spec"]["template"]["metadata"] = json!({"annotations": {CUT: at.to_string()}});
@@ -119,7 +124,12 @@ pub fn patch(deployment: &Value, wanted: &HostAliases, cut: Option<Timestamp>, s
 pub fn is_smooth(deployment: &Value) -> bool {
     let (strategy, pod) = (&deployment["spec"]["strategy"], &deployment["spec"]["template"]["spec"]);
     let unavailable = &strategy["rollingUpdate"]["maxUnavailable"];
-    (*unavailable == 0 || *unavailable == "0%") && smooth_containers(pod) == pod["containers"]
+    (*unavailable == 0 || *unavailable == "0%") && smooth_containers(pod) == pod["containers"] && waits_to_be_listed(deployment)
+}
+
+/// Whether new pods are endpoints for certain before old ones go.
+fn waits_to_be_listed(deployment: &Value) -> bool {
+    deployment["spec"]["minReadySeconds"].as_i64().is_some_and(|seconds| seconds >= i64::from(LISTED_SECONDS))
 }
 
 /// The pod's containers (a merge patch replaces lists whole) with probe, pause and pings on the one that serves.
@@ -194,9 +204,9 @@ pub fn leads(pod: &Pod, aliases: &HostAliases, hosts: &BTreeSet<DnsName>) -> boo
     hosts.iter().all(|host| its.leads_to(host) == aliases.leads_to(host))
 }
 
-/// The merge patch that ends a hand-over: from now on new pods count as available once they are ready.
+/// The merge patch that ends a hand-over.
 pub fn handed_over() -> Value {
-    json!({"spec": {"minReadySeconds": null}})
+    json!({"spec": {"minReadySeconds": LISTED_SECONDS}})
 }
 
 /// The merge patch that takes a pod out of service without ending it: it loses every label it is selected by, so that it is no
@@ -310,7 +320,14 @@ mod tests {
         after["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {}});
         let back = patch(&after, &host_aliases(&before).unwrap(), None, false).unwrap().unwrap();
         assert_eq!(back["spec"]["template"]["spec"].get("containers"), None);
-        assert_eq!(back["spec"].get("minReadySeconds"), None, "now it has");
+        assert_eq!(back["spec"].get("minReadySeconds"), None, "the hand-over goes on");
+        merge(&mut after, &handed_over());
+        for (has, want) in [(json!(2), None), (json!(30), None), (json!(1), Some(&json!(2))), (Value::Null, Some(&json!(2)))] {
+            after["spec"]["minReadySeconds"] = has.clone();
+            assert_eq!(is_smooth(&after), want.is_none(), "{has}");
+            let back = patch(&after, &host_aliases(&before).unwrap(), None, false).unwrap().unwrap();
+            assert_eq!(back["spec"].get("minReadySeconds"), want, "{has}");
+        }
     }
 
     #[test]

@@ -176,7 +176,7 @@ fn k_first_change_of_a_gateway_as_kubevela_installs_it_fails_no_request() {
     is_there(&spec.name);
     let get = |what: &[&str]| lab.kubectl("hub", &[&["get", "-n", NAMESPACE], what].concat()).unwrap();
     assert_eq!(get(&["pods", "-l", "xregion.oam.dev/kind=retired-gateway", "-o", "name"]), "");
-    assert_eq!(get(&["deployment", GATEWAY, "-o", "jsonpath={.spec.minReadySeconds}"]), "");
+    assert_eq!(get(&["deployment", GATEWAY, "-o", "jsonpath={.spec.minReadySeconds}"]), "2");
     lab.vela_delete("first").unwrap();
 }
 
