@@ -90,6 +90,8 @@ kinds! {
     RegionForbidden = 36,
     /// The proxies did not take up the route.
     RouteNotApplied = 37,
+    /// The region's settings can't be read.
+    RegionSettings = 38,
 
     /// The upstream's name can't be resolved in the region.
     Unresolvable = 40,

@@ -20,8 +20,8 @@ use crate::model::names::{ClusterName, KIND, MANAGER, NAMESPACE};
 /// Label value (of [`KIND`]) of these ConfigMaps.
 const KIND_PROGRESS: &str = "progress";
 
-/// How long a stage is believed: none before the rollout takes longer, unless it fails.
-const FRESH: Duration = Duration::from_secs(60);
+/// How long a stage is believed. None before the rollout takes longer, unless it fails; but that a load balancer's new port is waited for.
+const FRESH: Duration = Duration::from_secs(90);
 /// How long a run is waited for that tells nothing new: its cluster may not answer at all.
 const LIVELY: Duration = Duration::from_secs(6);
 /// How often, in seconds, a wait that goes on is told anew.
@@ -336,12 +336,13 @@ mod tests {
         assert_eq!((names(&both).as_str(), both.coming), ("a,b,c", true));
         assert!(!of(&[told("rolling", 1, r#"{"c":"east"}"#)]).coming);
         assert!(of(&[told("detaching", 1, "{}")]).coming);
+        assert_eq!(of(&[told("applying", 80, r#"{"a":"east"}"#)]).busy.len(), 1, "proxies may take so long");
         let stuck = of(&[told("proving", 7, r#"{"a":"east"}"#)]);
         assert_eq!((names(&stuck).as_str(), stuck.coming), ("a", false), "served if it is proven, and not waited for");
         // Its record is not written yet.
         let joining = of(&[told("joining", 1, r#"{"d":"east"}"#)]);
         assert_eq!((joining.busy.len(), joining.clusters.len(), joining.coming), (1, 0, false));
-        for gone in [told("proving", 61, r#"{"a":"east"}"#), told("done", 1, r#"{"a":"east"}"#), told("nonsense", 1, "{")] {
+        for gone in [told("proving", 91, r#"{"a":"east"}"#), told("done", 1, r#"{"a":"east"}"#), told("nonsense", 1, "{")] {
             assert_eq!(of(&[gone]), Others::default());
         }
     }

@@ -12,6 +12,7 @@ pub use plan::{names, plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -38,6 +39,7 @@ use crate::model::nodes::{EntryNode, aliased_addresses};
 use crate::model::region::{Entry, SNI_PORT};
 use crate::model::report::Report;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
+use crate::region::desk::Desk;
 use crate::region::{Region, release_ports};
 use crate::sharing::Sharing;
 use crate::undo::Undo;
@@ -104,6 +106,8 @@ struct Shared {
     direct: DirectHosts,
     /// Of each region.
     proxies: BTreeMap<ClusterName, Sharing<Proxies>>,
+    /// Where each region is asked for ports.
+    desks: BTreeMap<ClusterName, Arc<Desk>>,
     /// The identities of the hub's clusters, by their names.
     identities: Sharing<Vec<(String, Option<String>)>>,
 }
@@ -119,8 +123,13 @@ struct Proxies {
 impl Shared {
     /// To be read before the gateway's aliases: of a cluster that is joined through a region just now, the alias is written first.
     async fn read(hub: &Hub, order: &Order, at_once: usize) -> Result<Self> {
+        let desk = |region: &ClusterName| {
+            let asked = order.members.iter().filter(|member| member.region == *region).filter_map(|member| member.node_port);
+            Arc::new(Desk::keeping(asked.collect()))
+        };
         Ok(Self {
             turns: Semaphore::new(at_once),
+            desks: order.members.iter().map(|member| (member.region.clone(), desk(&member.region))).collect(),
             direct: hub.direct_hosts().await?,
             proxies: order.members.iter().map(|member| (member.region.clone(), Sharing::default())).collect(),
             identities: Sharing::default(),
@@ -314,7 +323,7 @@ impl<'a> Join<'a> {
         };
         let server_name = server_name(member.mode, access.certificate_name(), member.node_port, &member.bounds)
             .map_err(|failure| failure.about(&format!("cluster {}", member.cluster)))?;
-        let region = Region::enter(hub, &member.region).await?;
+        let region = Region::enter(hub, &member.region).await?.at(shared.desks[&member.region].clone());
         let nodes = entry_nodes(&region).await?;
         // A load balancer is made with the Service, and that with the region's first route.
         let comes = region.settings.entry == Entry::LoadBalancer;

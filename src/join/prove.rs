@@ -24,25 +24,28 @@ use crate::model::route::{Laid, Mode, Route};
 use crate::probe::{self, Door};
 use crate::undo::Step;
 
-/// How long the ready proxies may take to take up a route.
-const UPTAKE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the ready proxies may take to take up a route, which is less than a stage is believed: behind a thousand others, on a busy machine, they have taken half of it.
+const UPTAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long clouds may take to make a load balancer, or to give it one more port.
 const LOAD_BALANCER_PATIENCE: Duration = Duration::from_secs(240);
 const ASK_LOAD_BALANCER_EVERY: Duration = Duration::from_secs(2);
 /// How long nodes get to hear of a new port of the Service: kube-proxy writes its rules about a second later.
 const PORT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The pause before proxies are looked at again: what takes long has others before it.
+fn pause(start: Instant) -> Duration {
+    let left = UPTAKE_PATIENCE.saturating_sub(start.elapsed());
+    (start.elapsed() / 4).min(left).max(ASK_EVERY)
+}
+
 impl Join<'_> {
     /// What the region has of the cluster, slot by slot.
     pub(super) async fn laid(&self) -> Result<[Laid; 2]> {
-        let of = |slot: Slot| async move {
-            let (id, name) = (&self.hub.id, &self.member.cluster);
-            Ok::<_, Failure>(Laid {
-                route: self.region.route(&id.route_name(name, slot)).await?,
-                ports: self.region.ports(&id.port_name(name, slot)).await?,
-            })
-        };
-        Ok([of(Slot::First).await?, of(Slot::Second).await?])
+        let (id, name) = (&self.hub.id, &self.member.cluster);
+        let called = Slot::ALL.map(|slot| id.port_name(name, slot));
+        let [first, second] = self.region.ports_of(called.each_ref().map(String::as_str)).await?;
+        let of = async |slot, ports| Ok::<_, Failure>(Laid { route: self.region.route(&id.route_name(name, slot)).await?, ports });
+        Ok([of(Slot::First, first).await?, of(Slot::Second, second).await?])
     }
 
     /// The route to the upstream asked for, with what is known of the one that is in its slot now; it has no port yet.
@@ -203,6 +206,8 @@ impl Join<'_> {
     }
 
     pub(super) async fn take_ports(&self, route: &Route, preferred: Option<u16>) -> Result<Ports> {
+        // What another cluster of the run asks for is its own.
+        let preferred = preferred.filter(|node| !self.region.is_asked_for(*node));
         if preferred.is_some() && self.member.node_port.is_none() {
             match self.region.take_ports(&route.port_name(), preferred).await {
                 Err(failure) if failure.kind == Kind::NodePortTaken => {}
@@ -221,8 +226,17 @@ impl Join<'_> {
             Ok(Proxies { ready, reports })
         };
         loop {
-            let proxies = self.shared.proxies[&self.region.name].get(ask()).await?;
-            let state = uptake(&route.name(), &route.mark(), &proxies.ready, &proxies.reports);
+            let asked = self.shared.proxies[&self.region.name].get(ask()).await;
+            let state = asked.map(|proxies| uptake(&route.name(), &route.mark(), &proxies.ready, &proxies.reports));
+            let state = match state {
+                // Its API server, or the gateway, may be restarting.
+                Err(failure) if failure.kind == Kind::RegionUnreachable && start.elapsed() < UPTAKE_PATIENCE => {
+                    tracing::warn!(%failure, "the region is asked again");
+                    sleep(pause(start)).await;
+                    continue;
+                }
+                state => state?,
+            };
             let message = match state {
                 Uptake::Everywhere => return Ok(()),
                 Uptake::Failed { proxy, problem } => {
@@ -243,10 +257,10 @@ impl Join<'_> {
                 Uptake::NoProxy => "no proxy is ready".to_owned(),
                 Uptake::Partial { serving, ready } => format!("{serving} of {ready} proxies serve it"),
             };
-            if start.elapsed() > UPTAKE_PATIENCE {
+            if start.elapsed() >= UPTAKE_PATIENCE {
                 return Err(Failure::new(
                     Kind::RouteNotApplied,
-                    format!("region {}: after {} s, {message}", self.region.name, UPTAKE_PATIENCE.as_secs()),
+                    format!("region {}: after {} s, {message}", self.region.name, start.elapsed().as_secs()),
                     "see the logs of its xregion-proxy",
                 ));
             }
@@ -254,8 +268,7 @@ impl Join<'_> {
                 self.tell.stage(Stage::Applying, &format!("waiting for region {}: {message}", self.region.name)).await;
                 told = message;
             }
-            // What takes long has others before it.
-            sleep(ASK_EVERY.max(start.elapsed() / 4)).await;
+            sleep(pause(start)).await;
         }
     }
 

@@ -55,8 +55,16 @@ pub fn without(service: &[Value], name: &str) -> Vec<Value> {
 /// Chooses the ports of the cluster whose port is called `name`.
 ///
 /// What the cluster has already is kept unless another node port is asked for. `elsewhere` are node ports the API said belong
-/// to other Services: they can't be seen from this one.
-pub fn choose(service: &[Value], name: &str, asked: Option<u16>, range: NodePorts, elsewhere: &BTreeSet<u16>) -> Result<Ports> {
+/// to other Services: they can't be seen from this one. `kept` are those that nobody gets anew who doesn't ask for them: somebody else is
+/// about to.
+pub fn choose(
+    service: &[Value],
+    name: &str,
+    asked: Option<u16>,
+    range: NodePorts,
+    elsewhere: &BTreeSet<u16>,
+    kept: &BTreeSet<u16>,
+) -> Result<Ports> {
     let mine = find(service, name);
     let others = || service.iter().filter(|entry| entry["name"] != name);
     let taken: BTreeSet<u16> = others().filter_map(|entry| number(&entry["nodePort"])).chain(elsewhere.iter().copied()).collect();
@@ -80,7 +88,7 @@ pub fn choose(service: &[Value], name: &str, asked: Option<u16>, range: NodePort
         (Some(asked), _) => asked,
         (None, Some(mine)) if !taken.contains(&mine.node) => mine.node,
         (None, _) => (range.first..=range.last)
-            .find(|port| !taken.contains(port) && Some(*port) != range.sni)
+            .find(|port| !taken.contains(port) && !kept.contains(port) && Some(*port) != range.sni)
             .ok_or_else(|| exhausted(range))?,
     };
     if let Some(mine) = mine.filter(|mine| mine.node == node) {
@@ -228,7 +236,7 @@ mod tests {
             (&[("me", 8005, 30002)], Some(30002), 8005, 30002),
             (&[("me", 8005, 30002)], Some(30001), 8001, 30001),
         ] {
-            let got = choose(&service(taken), "me", asked, RANGE, &none).unwrap();
+            let got = choose(&service(taken), "me", asked, RANGE, &none, &none).unwrap();
             assert_eq!(got, Ports { listen, node }, "{taken:?} {asked:?}");
         }
     }
@@ -236,14 +244,27 @@ mod tests {
     #[test]
     fn a_port_that_is_not_free_is_refused() {
         let full = service(&[("a", 1, 30000), ("b", 2, 30001), ("c", 3, 30002), ("d", 4, 30003)]);
-        let kind =
-            |asked, elsewhere: &[u16]| choose(&full, "me", asked, RANGE, &elsewhere.iter().copied().collect()).unwrap_err().kind;
+        let kind = |asked, elsewhere: &[u16]| {
+            choose(&full, "me", asked, RANGE, &elsewhere.iter().copied().collect(), &BTreeSet::new()).unwrap_err().kind
+        };
         assert_eq!(kind(None, &[]), Kind::NodePortsExhausted);
         assert_eq!(kind(Some(30001), &[]), Kind::NodePortTaken);
         assert_eq!(kind(Some(31000), &[]), Kind::NodePortTaken);
-        let elsewhere = choose(&[], "me", Some(30001), RANGE, &[30001].into()).unwrap_err();
+        let none = BTreeSet::new();
+        let elsewhere = choose(&[], "me", Some(30001), RANGE, &[30001].into(), &none).unwrap_err();
         assert_eq!(elsewhere.kind, Kind::NodePortTaken);
-        assert_eq!(choose(&[], "me", None, RANGE, &[30000].into()).unwrap().node, 30001);
+        assert_eq!(choose(&[], "me", None, RANGE, &[30000].into(), &none).unwrap().node, 30001);
+    }
+
+    #[test]
+    fn what_another_is_about_to_ask_for_is_his_unless_somebody_has_it() {
+        let kept = [30000, 30001].into();
+        let choose = |there: &[(&str, u16, u16)], asked| choose(&service(there), "me", asked, RANGE, &BTreeSet::new(), &kept);
+        assert_eq!(choose(&[], None).unwrap().node, 30002);
+        assert_eq!(choose(&[], Some(30001)).unwrap().node, 30001);
+        assert_eq!(choose(&[("me", 8000, 30000)], None).unwrap().node, 30000);
+        let full = choose(&[("a", 8002, 30002), ("b", 8003, 30003)], None).unwrap_err();
+        assert_eq!(full.kind, Kind::NodePortsExhausted);
     }
 
     #[test]
@@ -279,7 +300,7 @@ mod tests {
     fn no_cluster_gets_the_region_s_own_port_and_none_goes_without_for_it() {
         let range = NodePorts { sni: Some(30001), ..RANGE };
         let none = BTreeSet::new();
-        let choose = |entries: &[Value], asked| choose(entries, "me", asked, range, &none).map(|ports| ports.node);
+        let choose = |entries: &[Value], asked| choose(entries, "me", asked, range, &none, &none).map(|ports| ports.node);
         assert_eq!(choose(&service(&[("a", 8000, 30000)]), None).unwrap(), 30002);
         assert_eq!(choose(&[], Some(30001)).unwrap_err().kind, Kind::NodePortTaken);
         // It had it before the setting was made.
@@ -327,7 +348,7 @@ mod tests {
             let foreign = json!({"name": "foreign", "port": 8002, "targetPort": "https", "nodePort": 30007, "appProtocol": "x"});
             let mut entries = vec![foreign.clone()];
             for name in &names {
-                let ports = choose(&entries, name, None, range, &BTreeSet::new()).unwrap();
+                let ports = choose(&entries, name, None, range, &BTreeSet::new(), &BTreeSet::new()).unwrap();
                 entries = with(&entries, name, ports);
                 prop_assert_eq!(&with(&entries, name, ports), &entries, "idempotent");
             }

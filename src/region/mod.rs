@@ -1,10 +1,12 @@
 //! A region's API (the proxy cluster's), reached through the hub's cluster-gateway.
 
+pub mod desk;
 pub mod routes;
 pub mod service;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +16,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
+use self::desk::Desk;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, root_cause};
 use crate::model::names::{ClusterName, KIND, NAMESPACE};
@@ -36,12 +39,18 @@ pub struct Region {
     client: Client,
     /// Whether writes are only tried.
     dry_run: bool,
+    desk: Arc<Desk>,
 }
 
 impl Region {
     /// The same region, where writes are checked by its API server and not kept.
     pub fn rehearsing(&self) -> Self {
         Self { dry_run: true, ..self.clone() }
+    }
+
+    /// The same region, asked for ports together with whoever asks at this desk.
+    pub fn at(self, desk: Arc<Desk>) -> Self {
+        Self { desk, ..self }
     }
 
     /// Enters a region: its proxy cluster is joined and carries `xregion-proxy`.
@@ -65,12 +74,12 @@ impl Region {
         })?;
         let settings = Settings::parse(&json).map_err(|error| {
             Failure::new(
-                Kind::NoProxy,
+                Kind::RegionSettings,
                 format!("region {name}: the settings in ConfigMap {NAMESPACE}/{CONFIG_MAP} can't be read: {error}"),
-                "let its Application's xregion-proxy write them again, with the addon's present version",
+                "mend what is named there at its xregion-proxy; if nothing is wrong with it, let that write them again, with the addon's present version",
             )
         })?;
-        Ok(Self { name: name.clone(), settings, client, dry_run: false })
+        Ok(Self { name: name.clone(), settings, client, dry_run: false, desk: Arc::default() })
     }
 
     /// The nodes the hub enters by, ready or not; or the addresses of the load balancer, if there is one yet.
@@ -175,7 +184,7 @@ fn explain(region: &ClusterName, what: &str, error: &kube::Error) -> Failure {
         kube::Error::Api(status) if status.code == 403 && status.message.contains("clustergateways") => Failure::new(
             Kind::RegionForbidden,
             format!("this hub's addon does not let joins write to region {region}"),
-            format!("add it: vela addon enable xregion regions={{...,{region}}}"),
+            format!("add it to those that are there: vela addon upgrade xregion regions={{...,{region}}}"),
         ),
         kube::Error::Api(status) if status.code == 401 || status.code == 403 => Failure::new(
             Kind::RegionForbidden,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -15,6 +16,7 @@ use tokio::net::lookup_host;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::desk::{Want, Wanted};
 use super::{Region, call};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::{Lock, holder_name};
@@ -99,9 +101,27 @@ impl Region {
         )
     }
 
+    /// The Service as it is now, by a read that whoever asks at the same desk shares.
+    async fn seen(&self) -> Result<Arc<Option<Value>>> {
+        self.desk.seen(async { Ok(self.service().await?.1) }).await
+    }
+
     /// The ports that a cluster has on the Service.
     pub async fn ports(&self, name: &str) -> Result<Option<Ports>> {
-        Ok(ports::find(&entries(self.service().await?.1.as_ref()), name))
+        let [ports] = self.ports_of([name]).await?;
+        Ok(ports)
+    }
+
+    /// The ports that the Service has under each of these names.
+    pub async fn ports_of<const N: usize>(&self, names: [&str; N]) -> Result<[Option<Ports>; N]> {
+        let seen = self.seen().await?;
+        let entries = entries(seen.as_ref().as_ref());
+        Ok(names.map(|name| ports::find(&entries, name)))
+    }
+
+    /// Whether somebody of this run asks for this node port.
+    pub fn is_asked_for(&self, node: u16) -> bool {
+        self.desk.kept().contains(&node)
     }
 
     /// The ports that the Service has, of every cluster and hub, by name; and whether it is as the settings say, or not there.
@@ -148,40 +168,17 @@ impl Region {
         .await
     }
 
-    /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write.
+    /// Gives a cluster its ports: those it has, or the node port asked for, or free ones. Unchanged means no write; whoever else asks at the
+    /// same desk meanwhile has his ports by the same write.
     pub async fn take_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
-        let service = self.service().await?.1;
-        let now = entries(service.as_ref());
-        let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &BTreeSet::new())?;
-        if ports::find(&now, name) == Some(chosen) && self.is_as_set(service.as_ref()) {
+        let want = Want { name: name.to_owned(), ports: asked.map_or(Wanted::Any, Wanted::Node) };
+        let seen = self.seen().await?;
+        let now = self.desk.with_rehearsed(&entries(seen.as_ref().as_ref()));
+        let chosen = self.chosen(&now, &want, &BTreeSet::new())?;
+        if ports::find(&now, name) == Some(chosen) && self.is_as_set(seen.as_ref().as_ref()) {
             return Ok(chosen);
         }
-        self.alone(self.write_ports(name, asked)).await
-    }
-
-    async fn write_ports(&self, name: &str, asked: Option<u16>) -> Result<Ports> {
-        let mut elsewhere = BTreeSet::new();
-        for _ in 0..ATTEMPTS {
-            let (called, service) = self.service().await?;
-            let now = entries(service.as_ref());
-            let chosen = ports::choose(&now, name, asked, self.settings.node_ports, &elsewhere)?;
-            if ports::find(&now, name) == Some(chosen) && self.is_as_set(service.as_ref()) {
-                return Ok(chosen);
-            }
-            let wanted = self.with_sni(&ports::with(&now, name, chosen), &elsewhere).await?;
-            match self.write_entries(called, service.as_ref(), &wanted).await? {
-                Write::Done => return Ok(chosen),
-                Write::Conflict => {}
-                Write::NodePortTaken(text) => {
-                    let taken = named(&wanted, &text).unwrap_or(chosen.node);
-                    if asked == Some(taken) {
-                        return Err(ports::node_port_taken(taken));
-                    }
-                    elsewhere.insert(taken);
-                }
-            }
-        }
-        Err(self.contended())
+        self.desk.ask(want, async |wants| self.alone(self.write_ports(wants)).await).await
     }
 
     /// Puts lost ports back, each under its name and all in one write, and nobody else's away; gives what each is now. Unchanged means no write.
@@ -189,47 +186,74 @@ impl Region {
     /// # Errors
     /// None is put back. Where one can't be, since its node port is somebody else's by now, that is in what is given.
     pub async fn put_ports(&self, lost: &[(String, Ports)]) -> Result<Vec<Result<Ports>>> {
-        self.alone(async {
-            let mut elsewhere = BTreeSet::new();
-            for _ in 0..ATTEMPTS {
-                let (called, service) = self.service().await?;
-                let now = entries(service.as_ref());
-                let (mut entries, mut put) = (now.clone(), Vec::new());
-                for (name, wanted) in lost {
-                    let ports = match elsewhere.contains(&wanted.node) {
-                        true => Err(ports::node_port_lost(wanted.node)),
-                        false => ports::restore(&entries, name, *wanted),
-                    };
-                    if let Some(ports) = ports.as_ref().ok().filter(|ports| ports::find(&entries, name) != Some(**ports)) {
-                        entries = ports::with(&entries, name, *ports);
-                    }
-                    put.push(ports);
+        let want = |(name, ports): &(String, Ports)| Want { name: name.clone(), ports: Wanted::Back(*ports) };
+        let wants: Vec<Want> = lost.iter().map(want).collect();
+        self.alone(self.write_ports(&wants)).await
+    }
+
+    /// Sees to it that the Service has all that is wanted, by one write at most; gives what each has, or why it has none.
+    async fn write_ports(&self, wants: &[Want]) -> Result<Vec<Result<Ports>>> {
+        let mut elsewhere = BTreeSet::new();
+        for _ in 0..ATTEMPTS {
+            let (called, service) = self.service().await?;
+            let now = entries(service.as_ref());
+            let (mut entries, mut given) = (self.desk.with_rehearsed(&now), BTreeMap::new());
+            // First those who want a certain one.
+            let (certain, any): (Vec<_>, Vec<_>) = wants.iter().enumerate().partition(|(_, want)| want.ports != Wanted::Any);
+            for (place, want) in certain.into_iter().chain(any) {
+                let ports = self.chosen(&entries, want, &elsewhere);
+                if let Some(ports) = ports.as_ref().ok().filter(|ports| ports::find(&entries, &want.name) != Some(**ports)) {
+                    entries = ports::with(&entries, &want.name, *ports);
                 }
-                if entries == now && (put.iter().all(Result::is_err) || self.is_as_set(service.as_ref())) {
-                    return Ok(put);
-                }
-                // Where the region's own is put back, its record is right, and not its settings.
-                if !lost.iter().any(|(name, _)| name == SNI_PORT) {
-                    entries = self.with_sni(&entries, &elsewhere).await?;
-                }
-                match self.write_entries(called, service.as_ref(), &entries).await? {
-                    Write::Done => return Ok(put),
-                    Write::Conflict => {}
-                    Write::NodePortTaken(text) => match named(&entries, &text) {
-                        Some(taken) => drop(elsewhere.insert(taken)),
-                        None => elsewhere.extend(lost.iter().map(|(_, ports)| ports.node)),
-                    },
-                }
+                given.insert(place, ports);
             }
-            Err(self.contended())
-        })
-        .await
+            let given: Vec<Result<Ports>> = given.into_values().collect();
+            if entries == now && (given.iter().all(Result::is_err) || self.is_as_set(service.as_ref())) {
+                return Ok(given);
+            }
+            // Where the region's own is put back, its record is right, and not its settings.
+            if !wants.iter().any(|want| want.name == SNI_PORT) {
+                entries = self.with_sni(&entries, &elsewhere).await?;
+            }
+            match self.write_entries(called, service.as_ref(), &entries).await? {
+                Write::Done => {
+                    if self.dry_run {
+                        let names = wants.iter().map(|want| want.name.as_str());
+                        self.desk.rehearsed(names.zip(&given).filter_map(|(name, ports)| Some((name, *ports.as_ref().ok()?))));
+                    }
+                    return Ok(given);
+                }
+                Write::Conflict => {}
+                Write::NodePortTaken(text) => match named(&entries, &text) {
+                    Some(taken) => drop(elsewhere.insert(taken)),
+                    None => elsewhere.extend(given.iter().flatten().map(|ports| ports.node)),
+                },
+            }
+        }
+        Err(self.contended())
+    }
+
+    /// The ports that somebody gets. `elsewhere` are node ports the API said belong to other Services.
+    fn chosen(&self, entries: &[Value], want: &Want, elsewhere: &BTreeSet<u16>) -> Result<Ports> {
+        let range = self.settings.node_ports;
+        match want.ports {
+            Wanted::Any => ports::choose(entries, &want.name, None, range, elsewhere, self.desk.kept()),
+            Wanted::Node(node) => ports::choose(entries, &want.name, Some(node), range, elsewhere, self.desk.kept()),
+            Wanted::Back(ports) if elsewhere.contains(&ports.node) => Err(ports::node_port_lost(ports.node)),
+            Wanted::Back(ports) => ports::restore(entries, &want.name, ports),
+        }
     }
 
     /// The entries with the region's own among them, where its settings want it unless that would cut somebody.
     async fn with_sni(&self, entries: &[Value], elsewhere: &BTreeSet<u16>) -> Result<Vec<Value>> {
         let range = self.settings.node_ports;
-        Ok(ports::with_sni(entries, range, elsewhere, self.own_stays(entries, None).await?))
+        Ok(ports::with_sni(entries, range, &self.not_own(elsewhere), self.own_stays(entries, None).await?))
+    }
+
+    /// The node ports that the region's own must not get: those of other Services, and what clusters ask for, unless it is said to be its own.
+    fn not_own(&self, elsewhere: &BTreeSet<u16>) -> BTreeSet<u16> {
+        let kept = self.desk.kept().iter().filter(|port| Some(**port) != self.settings.node_ports.sni);
+        elsewhere.iter().chain(kept).copied().collect()
     }
 
     /// Whether the region's own port has to stay where it is: somebody is reached by it, other than by this route, or it is where it should be.
@@ -243,7 +267,7 @@ impl Region {
         let service = self.service().await?.1;
         let now = entries(service.as_ref());
         let stays = self.own_stays(&now, new).await?;
-        let chosen = ports::choose_sni(&now, self.settings.node_ports, &BTreeSet::new(), stays)?;
+        let chosen = ports::choose_sni(&now, self.settings.node_ports, &self.not_own(&BTreeSet::new()), stays)?;
         if ports::find(&now, SNI_PORT) == Some(chosen) && self.is_as_set(service.as_ref()) {
             return Ok((chosen, false));
         }
@@ -256,7 +280,7 @@ impl Region {
             let (called, service) = self.service().await?;
             let now = entries(service.as_ref());
             let stays = self.own_stays(&now, new).await?;
-            let chosen = ports::choose_sni(&now, self.settings.node_ports, &elsewhere, stays)?;
+            let chosen = ports::choose_sni(&now, self.settings.node_ports, &self.not_own(&elsewhere), stays)?;
             if ports::find(&now, SNI_PORT) == Some(chosen) && self.is_as_set(service.as_ref()) {
                 return Ok(chosen);
             }
@@ -383,6 +407,11 @@ impl Region {
             {
                 Ok(Write::NodePortTaken(status.message.clone()))
             }
+            Err(kube::Error::Api(status)) if status.message.contains("not in the valid range") => Err(Failure::new(
+                Kind::NodePortTaken,
+                format!("region {}: its proxy cluster has no such node port: {}", self.name, status.message),
+                "let nodePorts at its xregion-proxy be of those that its API server has (--service-node-port-range)",
+            )),
             Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{called}"), async { Err(error) }).await,
         }
     }

@@ -6,6 +6,7 @@ use tower_test::mock;
 
 use super::*;
 use crate::model::region::{SNI_LISTEN, TrafficPolicy};
+use crate::region::desk::Desk;
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -31,6 +32,7 @@ fn region(service: mock::Mock<Request<Body>, Response<Body>>) -> Region {
         .unwrap(),
         client: Client::new(service, "default"),
         dry_run: false,
+        desk: Arc::default(),
     }
 }
 
@@ -144,29 +146,85 @@ async fn ports_that_are_there_are_not_written_again() {
 async fn a_node_port_asked_for_and_taken_is_told_and_not_retried() {
     for (code, message) in [(422, "provided port is already allocated"), (500, "duplicate nodePort: 30005")] {
         let there = (Method::GET, 200, service("1", &[foreign()]));
-        let answers = vec![there.clone(), there, (Method::PATCH, code, refusal(code, message))];
+        let answers = vec![there.clone(), there.clone(), (Method::PATCH, code, refusal(code, message)), there];
         let (ports, _) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
         assert_eq!(ports.unwrap_err().kind, Kind::NodePortTaken);
     }
 }
 
 #[tokio::test]
-async fn two_clusters_of_a_run_write_one_after_the_other() {
-    let (a, b) = (ports::entry("a", Ports { listen: 8005, node: 30005 }), ports::entry("b", Ports { listen: 8000, node: 30000 }));
-    let ((first, second), sent) = scenario(
-        async |region| futures::join!(region.take_ports("a", Some(30005)), region.take_ports("b", None)),
-        vec![
-            (Method::GET, 200, service("1", &[])),
-            (Method::GET, 200, service("1", &[])),
-            (Method::GET, 200, service("1", &[])),
-            (Method::PATCH, 200, service("2", &[])),
-            (Method::GET, 200, service("2", std::slice::from_ref(&a))),
-            (Method::PATCH, 200, service("3", &[])),
-        ],
-    )
-    .await;
-    assert_eq!((first.unwrap().node, second.unwrap().node), (30005, 30000));
-    assert_eq!(sent[5].1["spec"]["ports"], json!([a, b, own(30085)]));
+async fn the_clusters_of_a_run_write_together_and_each_gets_the_port_it_asked_for() {
+    let entry = |name: &str, i: u16| ports::entry(name, Ports { listen: 8000 + i, node: 30000 + i });
+    let taken = "spec.ports[2].nodePort: Invalid value: 30001: provided port is already allocated";
+    let there = || (Method::GET, 200, service("1", &[]));
+    let run = async |region: Region| {
+        // One that comes later in the run asks for 30004.
+        let region = region.at(Desk::keeping([30000, 30004].into()).into());
+        futures::join!(
+            region.take_ports("a", None),
+            region.take_ports("b", Some(30000)),
+            region.take_ports("c", Some(30001)),
+            region.take_ports("d", None),
+            region.take_ports("e", None)
+        )
+    };
+    let answers = vec![
+        there(),
+        there(),
+        (Method::GET, 200, service("1", &[])),
+        (Method::PATCH, 200, service("2", &[entry("a", 1), own(30085)])),
+        (Method::GET, 200, service("2", &[entry("a", 2), own(30085)])),
+        (Method::PATCH, 422, refusal(422, taken)),
+        (Method::GET, 200, service("2", &[entry("a", 2), own(30085)])),
+        (Method::PATCH, 200, service("3", &[])),
+    ];
+    let ((a, b, c, d, e), sent) = scenario(run, answers).await;
+    let node = |ports: Result<Ports>| ports.map(|ports| ports.node).map_err(|failure| failure.kind);
+    assert_eq!((node(a), node(b), node(c)), (Ok(30001), Ok(30000), Err(Kind::NodePortTaken)));
+    assert_eq!((node(d), node(e)), (Ok(30003), Ok(30005)));
+    let sent = &sent[7].1["spec"]["ports"];
+    assert_eq!(*sent, json!([entry("a", 2), own(30085), entry("b", 0), entry("d", 3), entry("e", 5)]));
+}
+
+#[tokio::test]
+async fn the_region_s_own_port_is_none_that_a_cluster_of_the_run_asks_for() {
+    let kept = |region: Region| region.at(Desk::keeping([30085].into()).into());
+    let there = || (Method::GET, 200, service("1", &[]));
+    let answers = vec![there(), there(), (Method::PATCH, 200, service("2", &[]))];
+    let (_, sent) = scenario(async |region| kept(region).take_ports("a", None).await, answers.clone()).await;
+    assert_eq!(sent[2].1["spec"]["ports"][1], own(30084));
+    let (_, sent) = scenario(async |region| kept(region).take_own_ports(None).await, answers.clone()).await;
+    assert_eq!(sent[2].1["spec"]["ports"][0], own(30084));
+    let set = |mut region: Region| {
+        region.settings.node_ports.sni = Some(30085);
+        region
+    };
+    let (_, sent) = scenario(async |region| set(kept(region)).take_ports("a", None).await, answers).await;
+    assert_eq!(sent[2].1["spec"]["ports"][1], own(30085), "the cluster is refused that asks for it");
+}
+
+#[tokio::test]
+async fn clusters_that_are_only_planned_get_ports_of_their_own() {
+    let there = || (Method::GET, 200, service("1", &[]));
+    let patched = || (Method::PATCH, 200, service("2", &[]));
+    let plan = async |region: Region| {
+        let region = region.rehearsing();
+        let first = region.take_ports("a", None).await.unwrap();
+        (first, region.take_ports("b", None).await.unwrap(), region.take_ports("a", None).await.unwrap())
+    };
+    let ((first, second, again), _) = scenario(plan, vec![there(), there(), patched(), there(), there(), patched(), there()]).await;
+    assert_eq!((first.node, second.node, again.node), (30000, 30001, 30000));
+}
+
+#[tokio::test]
+async fn a_node_port_that_the_proxy_cluster_does_not_have_is_told_as_that() {
+    let there = (Method::GET, 200, service("1", &[]));
+    let message = "spec.ports[0].nodePort: Invalid value: 30005: provided port is not in the valid range. The range of valid ports is 31000-32767";
+    let answers = vec![there.clone(), there, (Method::PATCH, 422, refusal(422, message))];
+    let (ports, _) = scenario(async |region| region.take_ports("a", Some(30005)).await, answers).await;
+    let failure = ports.unwrap_err();
+    assert_eq!(failure.kind, Kind::NodePortTaken);
+    assert!(failure.cause().contains("31000-32767"), "{failure}");
 }
 
 #[tokio::test]
