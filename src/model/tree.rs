@@ -63,7 +63,7 @@ fn header(region: &RegionView) -> String {
     let nodes = ready(region.nodes.iter().map(|node| node.ready).collect());
     let ports = region.node_ports.as_ref().map(|ports| {
         let own = ports.sni.is_some_and(|sni| (ports.first..=ports.last).contains(&sni));
-        format!(", {} of {} node ports", ports.used, u32::from(ports.last - ports.first) + u32::from(!own))
+        format!(", {} of {} node ports", ports.used, u32::from(ports.last.saturating_sub(ports.first)) + u32::from(!own))
     });
     let entries = if region.entry == Some(Entry::LoadBalancer.as_str()) { "addresses of its load balancer" } else { "nodes ready" };
     format!("{}  {proxies} proxies ready, {nodes} {entries}{}, answers in {millis} ms", region.name, ports.unwrap_or_default())

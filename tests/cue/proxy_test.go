@@ -133,7 +133,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		"tolerations":           []any{map[string]any{"key": "edge", "operator": "Exists"}},
 		"nodes":                 map[string]any{"selector": map[string]any{"entry": "yes"}, "addressType": "ExternalIP"},
 		"nodePorts":             map[string]any{"first": 31000, "last": 31999, "sni": 30443},
-		"upstreams":             map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example"}},
+		"upstreams":             map[string]any{"allow": []string{"10.0.0.0/8", "*.EKS.example", "2001:db8::7", "a-1.example.", "kubernetes"}},
 		"timeouts":              map[string]any{"connectSeconds": 5, "idleSeconds": 60, "drainSeconds": 10},
 		"externalTrafficPolicy": "Cluster",
 		"sourceRanges":          []string{"10.80.0.0/24", "192.0.2.1", "2001:db8::/32"},
@@ -151,7 +151,7 @@ func TestEveryParameterReachesTheProxy(t *testing.T) {
 		t.Errorf("%+v", pod)
 	}
 	want := `{"entry":"loadBalancer","loadBalancer":{"class":"c","annotations":{"internal":"true"},"sourceRanges":["10.80.0.0/24"]},"nodes":{"selector":{"entry":"yes"},"addressType":"ExternalIP"},"nodePorts":{"first":31000,"last":31999,"sni":30443},` +
-		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example"]},"externalTrafficPolicy":"Cluster","sourceRanges":["10.80.0.0/24","192.0.2.1","2001:db8::/32"],"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
+		`"upstreams":{"allow":["10.0.0.0/8","*.eks.example","2001:db8::7","a-1.example.","kubernetes"]},"externalTrafficPolicy":"Cluster","sourceRanges":["10.80.0.0/24","192.0.2.1","2001:db8::/32"],"timeouts":{"connectSeconds":5,"idleSeconds":60,"drainSeconds":10},` +
 		`"maxConnections":100}`
 	if got := region(t, objects); got != want {
 		t.Errorf("%s", got)
@@ -213,7 +213,8 @@ func TestAPolicyLetsInWhatIsServedAndOutWhatIsNeeded(t *testing.T) {
 		t.Fatalf("%+v", policy)
 	}
 	routes, health := policy.Spec.Ingress[0], policy.Spec.Ingress[1]
-	if len(routes.From) != 0 || routes.Ports[0].Port.IntVal != 7443 || *routes.Ports[0].EndPort != 65535 {
+	// nor health and metrics, which may be on any port between those of routes
+	if len(routes.From) != 0 || routes.Ports[0].Port.IntVal != 7443 || routes.Ports[0].EndPort != nil || routes.Ports[1].Port.IntVal != 8000 || *routes.Ports[1].EndPort != 65535 {
 		t.Errorf("%+v", routes)
 	}
 	if len(health.From) != 1 || health.From[0].NamespaceSelector == nil || health.Ports[0].Port.StrVal != "health" {
@@ -246,6 +247,11 @@ func TestAPolicyIsAsNarrowAsTheRegion(t *testing.T) {
 	if got := cidrs(policy.Spec.Egress[2].To); !reflect.DeepEqual(got, []string{"10.80.1.0/24", "192.0.2.7/32", "2001:db8::/32"}) {
 		t.Errorf("%v", got)
 	}
+	// to nowhere would be to everywhere, by whichever port
+	empty := networkPolicy(t, map[string]any{"networkPolicy": map[string]any{"apiServer": []string{}}})
+	if api := empty.Spec.Egress[1]; len(api.To) != 0 || len(api.Ports) != 2 || api.Ports[0].Port.IntVal != 443 {
+		t.Errorf("%+v", api)
+	}
 	// a name leads wherever DNS says
 	named := networkPolicy(t, map[string]any{
 		"networkPolicy": map[string]any{}, "upstreams": map[string]any{"allow": []string{"10.80.1.0/24", "*.eks.example"}},
@@ -263,6 +269,13 @@ func TestBadParametersOfTheProxyAreRefused(t *testing.T) {
 		{"nodes": map[string]any{"addressType": "Hostname"}},
 		{"nodePorts": map[string]any{"first": 0}},
 		{"nodePorts": map[string]any{"sni": 65536}},
+		{"nodePorts": map[string]any{"first": 31000}},
+		{"upstreams": map[string]any{"allow": []string{"api.example:6443"}}},
+		{"upstreams": map[string]any{"allow": []string{"https://api.example"}}},
+		{"upstreams": map[string]any{"allow": []string{"*"}}},
+		{"upstreams": map[string]any{"allow": []string{"10.0.0.0/33"}}},
+		{"upstreams": map[string]any{"allow": []string{"a..example"}}},
+		{"upstreams": map[string]any{"allow": []string{""}}},
 		{"timeouts": map[string]any{"connectSeconds": 0}},
 		{"timeouts": map[string]any{"conectSeconds": 3}},
 		{"upstreams": map[string]any{"allow": "10.0.0.0/8"}},
