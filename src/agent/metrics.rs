@@ -27,8 +27,9 @@ const CONNECTS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 3.
 const TO_CLUSTER: &str = "to_cluster";
 const FROM_CLUSTER: &str = "from_cluster";
 
-/// What nginx says of sessions: they reached the cluster, did not, were one too many, or met a fault of nginx's own.
-const STATUSES: [&str; 4] = [REACHED, "502", "503", "500"];
+/// What nginx says of sessions: they reached the cluster, did not, came from where nobody is let in, were one too many, or met a fault of
+/// nginx's own.
+const STATUSES: [&str; 5] = [REACHED, "502", "403", "503", "500"];
 
 /// Labels of one cluster's numbers, and one more.
 type Labels<const N: usize> = [(&'static str, String); N];

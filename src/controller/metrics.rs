@@ -23,6 +23,7 @@ pub(super) struct Metrics {
     last_look: Gauge<f64, AtomicU64>,
     nodes: Family<[(&'static str, String); 2], Gauge>,
     expire: Family<[(&'static str, String); 1], Gauge>,
+    attention: Family<[(&'static str, String); 1], Gauge>,
     renewals: Family<[(&'static str, &'static str); 1], Counter>,
     /// The clusters whose credentials' ends are told.
     told: Arc<Mutex<BTreeSet<String>>>,
@@ -39,12 +40,14 @@ impl Metrics {
         registry.register_with_unit("last_look_timestamp", "When all was looked at last", Unit::Seconds, last_look.clone());
         let nodes = Family::default();
         registry.register("nodes", "Nodes by which the hub enters a region, by whether they answer", Family::clone(&nodes));
-        let (expire, renewals) = (Family::default(), Family::default());
+        let (expire, attention, renewals) = (Family::default(), Family::default(), Family::default());
         let help = "When the hub's credentials for a cluster end";
         registry.register_with_unit("credentials_expire_timestamp", help, Unit::Seconds, Family::clone(&expire));
+        let help = "From when on somebody should see to the hub's credentials for a cluster";
+        registry.register_with_unit("credentials_attention_timestamp", help, Unit::Seconds, Family::clone(&attention));
         registry.register("renewals", "Tokens that were to be renewed", Family::clone(&renewals));
         let told = Arc::default();
-        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, expire, renewals, told, nodes };
+        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, expire, attention, renewals, told, nodes };
         // From nothing on: what a counter has when it is first seen, nobody counts.
         ["gateway", "addresses", "entries", "service", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
         ["renewed", "failed"].into_iter().for_each(|outcome| drop(this.renewals.get_or_create(&[("outcome", outcome)])));
@@ -83,16 +86,18 @@ impl Metrics {
         self.renewals.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// When the credentials of these clusters end. Of others, nothing is told any more.
-    pub fn credentials<'a>(&self, ends: impl IntoIterator<Item = (&'a str, Timestamp)>) {
+    /// When the credentials of these clusters end, and from when on somebody should see to them. Of others, nothing is told any more.
+    pub fn credentials<'a>(&self, ends: impl IntoIterator<Item = (&'a str, Timestamp, Timestamp)>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut now = BTreeSet::new();
-        for (cluster, end) in ends {
+        for (cluster, end, attention) in ends {
             self.expire.get_or_create(&[("cluster", cluster.to_owned())]).set(end.as_second());
+            self.attention.get_or_create(&[("cluster", cluster.to_owned())]).set(attention.as_second());
             now.insert(cluster.to_owned());
         }
         for gone in told.difference(&now) {
             self.expire.remove(&[("cluster", gone.clone())]);
+            self.attention.remove(&[("cluster", gone.clone())]);
         }
         *told = now;
     }
@@ -126,8 +131,9 @@ mod tests {
         metrics.problems(2);
         metrics.looked(Timestamp::from_millisecond(1500).unwrap());
         metrics.nodes(&"east".parse().unwrap(), 2, 0);
-        metrics.credentials([("gone", Timestamp::UNIX_EPOCH), ("a", Timestamp::UNIX_EPOCH)]);
-        metrics.credentials([("a", Timestamp::from_second(1_800_000_000).unwrap())]);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        metrics.credentials([("gone", at(0), at(0)), ("a", at(0), at(0))]);
+        metrics.credentials([("a", at(1_800_000_000), at(1_700_000_000))]);
         metrics.renewed("renewed");
         let text = metrics.text();
         for line in [
@@ -138,6 +144,7 @@ mod tests {
             "xregion_controller_nodes{region=\"east\",state=\"answering\"} 2",
             "xregion_controller_last_look_timestamp_seconds 1.5",
             "xregion_controller_credentials_expire_timestamp_seconds{cluster=\"a\"} 1800000000",
+            "xregion_controller_credentials_attention_timestamp_seconds{cluster=\"a\"} 1700000000",
             "xregion_controller_renewals_total{outcome=\"renewed\"} 1",
             "xregion_controller_renewals_total{outcome=\"failed\"} 0",
         ] {

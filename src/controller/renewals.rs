@@ -122,7 +122,7 @@ impl Controller<'_> {
         let all: Vec<(Held, &JoinedCluster)> =
             seen.secrets.iter().filter_map(|cluster| Some((held(seen, cluster)?, cluster))).collect();
         let (mut told, _): (Vec<Held>, Vec<_>) = all.iter().cloned().unzip();
-        self.metrics.credentials(all.iter().map(|(held, cluster)| (cluster.name(), held.expires)));
+        self.metrics.credentials(all.iter().map(|(held, cluster)| (cluster.name(), held.expires, held.attention())));
         renewing.keep(&told);
         let due = all.iter().filter(|(held, _)| renewing.is_due(held, now) && lock.held());
         let due: Vec<_> = due.filter_map(|(held, cluster)| seen.candidate(held, cluster)).collect();

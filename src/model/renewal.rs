@@ -59,9 +59,23 @@ impl Held {
         self.lifetime.is_some_and(|lifetime| lifetime.late() <= now)
     }
 
-    /// Whether people should know of their end: a week before, and of short ones when a third is left.
+    /// Whether people should know of their end.
     fn is_soon(&self, now: Timestamp) -> bool {
-        self.expires.duration_since(now) < SOON && self.lifetime.is_none_or(|lifetime| lifetime.renewal() <= now)
+        self.soon() < now
+    }
+
+    /// From when on people should know of their end: a week before, and of short ones when a third is left.
+    fn soon(&self) -> Timestamp {
+        let week = self.expires.checked_sub(SOON).unwrap_or(Timestamp::MIN);
+        self.lifetime.map_or(week, |lifetime| lifetime.renewal().max(week))
+    }
+
+    /// From when on people should see to them. What can be renewed is not theirs to see to before that is late.
+    pub fn attention(&self) -> Timestamp {
+        match self.lifetime {
+            Some(lifetime) if self.renewable => lifetime.late(),
+            _ => self.soon(),
+        }
     }
 }
 
@@ -315,6 +329,19 @@ mod tests {
         let over = of("its token expired at 1970-01-31T00:00:00Z, and the hub is not let in any more", "bring another");
         for hindrance in [None, Some(&refusal), Some(&Hindrance::Nothing)] {
             assert_eq!(told(&mine, hindrance, 30 * DAY), over);
+        }
+    }
+
+    #[test]
+    fn people_see_to_what_is_renewed_only_when_that_is_late() {
+        for (credentials, want) in [
+            (token(ACCOUNT, 0, DAY), DAY - DAY / 10),
+            (token(ACCOUNT, 0, 30 * DAY), 27 * DAY),
+            (token("alice", 0, DAY), DAY * 2 / 3),
+            (token("alice", 0, 30 * DAY), 23 * DAY),
+            (Credentials::Token(jwt(&json!({"sub": ACCOUNT, "exp": 30 * DAY})).into()), 23 * DAY),
+        ] {
+            assert_eq!(held(&credentials).attention(), at(want), "{want}");
         }
     }
 
