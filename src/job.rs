@@ -17,6 +17,7 @@ use crate::join::{Member, Order, Source};
 use crate::leave;
 use crate::model::bounds::Bounds;
 use crate::model::names::{ClusterName, JOB, NAMESPACE, short_hash};
+use crate::signals::asked_to_end;
 
 /// The key of the Job's manifest, which is complete but for name, arguments and deadline.
 const TEMPLATE_KEY: &str = "job.json";
@@ -25,6 +26,10 @@ const SECRET_KEY: &str = "kubeconfig";
 /// How much longer than the join's own deadline the Job may take: it undoes what it did.
 const GRACE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(300);
+/// How long a Job that has ended stays on the hub where nobody removes it, and with it its kubeconfig.
+const STAYS: Duration = Duration::from_secs(300);
+/// How long the hub may be silent before the Job is not followed any more.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Whether the addon is enabled on the hub: its Job's template is there.
 pub async fn enabled(hub: &Hub) -> Result<()> {
@@ -56,12 +61,13 @@ pub async fn leave(hub: &Hub, order: &leave::Order, timeout: Duration) -> Result
     run(hub, Remote::name("leave", cluster), args, None, timeout).await
 }
 
-/// Runs a Job on the hub and follows it. Whatever ends this, the Job and its kubeconfig do not stay behind.
+/// Runs a Job on the hub and follows it. Whatever ends this, the Job and its kubeconfig go: at once where they can be removed, else five
+/// minutes after the Job has ended.
 async fn run(hub: &Hub, name: String, args: Vec<String>, kubeconfig: Option<&SecretString>, timeout: Duration) -> Result<String> {
     let remote = Remote::start(hub, name, args, kubeconfig, timeout).await?;
     let outcome = tokio::select! {
         outcome = remote.follow(timeout) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(
+        () = asked_to_end() => Err(Failure::new(
             Kind::Interrupted,
             "interrupted",
             "the Job on the hub ends: a join undoes what it did, a leave is finished by the next one",
@@ -105,6 +111,8 @@ impl Remote {
         job["metadata"]["namespace"] = json!(NAMESPACE);
         job["spec"]["activeDeadlineSeconds"] = json!((timeout + GRACE).as_secs());
         job["spec"]["template"]["spec"]["containers"][0]["args"] = json!(args);
+        // KubeVela doesn't keep this one, and whoever made it may be gone when it ends.
+        job["spec"]["ttlSecondsAfterFinished"] = json!(STAYS.as_secs());
         // It starts when its kubeconfig is there, which must belong to it to go with it.
         job["spec"]["suspend"] = json!(true);
         let job: Job = serde_json::from_value(job).map_err(|error| no_template(&format!("it is no Job: {error}")))?;
@@ -141,28 +149,16 @@ impl Remote {
     }
 
     async fn follow(&self, timeout: Duration) -> Result<String> {
-        let start = Instant::now();
-        let mut told = String::new();
+        let (start, mut heard, mut told) = (Instant::now(), Instant::now(), String::new());
         loop {
-            let map = call("read the Job's progress", self.maps.get_opt(&self.name)).await?;
-            let job = call("read the Job", self.jobs.get(&self.name)).await?;
-            let data = map.and_then(|map| map.data).unwrap_or_default();
-            let text = match data.get("message") {
-                Some(message) => message.clone(),
-                None => self.waiting_for().await?,
-            };
-            if text != told {
-                tracing::info!("{text}");
-                told = text;
-            }
-            let status = job.status.unwrap_or_default();
-            if status.succeeded.unwrap_or(0) > 0 {
-                // Written before the process ended, and read after the Job was seen to have succeeded.
-                let map = call("read the Job's progress", self.maps.get_opt(&self.name)).await?;
-                return Ok(map.and_then(|map| map.data).and_then(|mut data| data.remove("message")).unwrap_or(told));
-            }
-            if let Some(condition) = status.conditions.iter().flatten().find(|c| c.type_ == "Failed" && c.status == "True") {
-                return Err(self.failure(condition.message.as_deref().unwrap_or_default(), &data).await);
+            match self.look(&mut told).await {
+                Ok(Some(outcome)) => return outcome,
+                Ok(None) => heard = Instant::now(),
+                // The Job goes on meanwhile.
+                Err(failure) if failure.kind == Kind::HubUnreachable && heard.elapsed() < SILENCE => {
+                    tracing::warn!(%failure, "the Job is looked at again");
+                }
+                Err(failure) => return Err(failure),
             }
             if start.elapsed() > timeout + GRACE * 2 {
                 return Err(Failure::new(
@@ -172,6 +168,33 @@ impl Remote {
                 ));
             }
             sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Tells what is new of the Job, and gives what came of it if it has ended.
+    async fn look(&self, told: &mut String) -> Result<Option<Result<String>>> {
+        let map = call("read the Job's progress", self.maps.get_opt(&self.name)).await?;
+        let job = call("read the Job", self.jobs.get(&self.name)).await?;
+        let data = map.and_then(|map| map.data).unwrap_or_default();
+        let text = match data.get("message") {
+            Some(message) => message.clone(),
+            None => self.waiting_for().await?,
+        };
+        if text != *told {
+            tracing::info!("{text}");
+            *told = text;
+        }
+        let status = job.status.unwrap_or_default();
+        if status.succeeded.unwrap_or(0) > 0 {
+            // Written before the process ended, and read after the Job was seen to have succeeded.
+            let map = call("read the Job's progress", self.maps.get_opt(&self.name)).await?;
+            let last = map.and_then(|map| map.data).and_then(|mut data| data.remove("message"));
+            return Ok(Some(Ok(last.unwrap_or_else(|| told.clone()))));
+        }
+        let failed = status.conditions.iter().flatten().find(|c| c.type_ == "Failed" && c.status == "True");
+        match failed {
+            Some(condition) => Ok(Some(Err(self.failure(condition.message.as_deref().unwrap_or_default(), &data).await))),
+            None => Ok(None),
         }
     }
 

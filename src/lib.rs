@@ -35,5 +35,6 @@ pub mod region;
 pub mod rolling;
 pub mod run;
 pub mod sharing;
+pub mod signals;
 pub mod undo;
 pub mod vela;

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
 use crate::cli::{
@@ -27,6 +26,7 @@ use crate::model::joined::conclude;
 use crate::model::kubeconfig::Access;
 use crate::model::overview::Overview;
 use crate::model::{traffic, tree};
+use crate::signals::asked_to_end;
 use crate::undo::{Undo, undone};
 use crate::{agent, files, job, leave, looking};
 
@@ -298,23 +298,6 @@ async fn controller(args: ControllerArgs) -> Result<()> {
     // First of all: the first process of a container ignores the signals it has no handler for.
     let stop = asked_to_end();
     controller::run(args, &Hub::connect().await?, stop).await
-}
-
-/// Whatever asks from this call on is noticed, also before the future is polled.
-fn asked_to_end() -> impl Future<Output = ()> {
-    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let wait = |signal: std::io::Result<Signal>| async move {
-        match signal {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    async move {
-        tokio::select! {
-            () = wait(terminate) => {}
-            () = wait(interrupt) => {}
-        }
-    }
 }
 
 /// The result of a command.
