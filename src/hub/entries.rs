@@ -157,7 +157,7 @@ impl Hub {
                 ),
                 format!(
                     "check kube-proxy and network policies on the hub (kubectl -n {HUB_NAMESPACE} get services,endpointslices), \
-                     or let host aliases lead to nodes: vela addon enable xregion hostAliases=nodes"
+                     or let host aliases lead to nodes: vela addon upgrade xregion hostAliases=nodes"
                 ),
             )),
         }

@@ -348,7 +348,7 @@ impl HostAliases {
                         "the host aliases of {} would make a line of {length} bytes, and the gateway can't read lines of 64 KiB",
                         entry["ip"]
                     ),
-                    "let host aliases lead to Services, which share the names (vela addon enable xregion hostAliases=services), or use a further proxy cluster",
+                    "let host aliases lead to Services, which share the names (vela addon upgrade xregion hostAliases=services), or use a further proxy cluster",
                 ));
             }
         }

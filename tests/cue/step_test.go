@@ -463,6 +463,8 @@ func TestOneClusterOrAList(t *testing.T) {
 		"give either cluster or clusters":         with("clusters", list),
 		"give cluster and its kubeconfig":         {"region": "proxy-east"},
 		"cluster business-a needs its kubeconfig": {"region": "proxy-east", "cluster": "business-a"},
+		"kubeconfig is of one cluster":            {"region": "proxy-east", "clusters": list, "kubeconfig": map[string]any{"secret": "s"}},
+		"nodePort is of one cluster":              {"region": "proxy-east", "clusters": list, "nodePort": 30007},
 	} {
 		hub := cluster(t, jobTemplate(t))
 		r := run(t, hub, parameter)
