@@ -16,6 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::model::names::DnsName;
+use crate::model::report::Reason;
 
 /// A TTL is honoured between these: below, lookups would never pause; above, a moved API server would be missed for too long.
 const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -26,18 +27,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How many lookups run at once: a zone that does not answer must not use up the agent's files.
 const LOOKUPS: usize = 256;
 
+/// Why a name has no address: there is none, or there was no answer; and in words.
+pub(super) type Unresolved = (Reason, String);
+
 /// What DNS said of a name.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Known {
     /// The last good addresses, in an order of their own: DNS servers rotate answers.
     addresses: Vec<IpAddr>,
     /// Why the last lookup failed, if it did.
-    failure: Option<String>,
+    failure: Option<Unresolved>,
 }
 
 impl Known {
     /// The addresses to use, or why there are none.
-    pub fn addresses(&self) -> Result<Vec<IpAddr>, String> {
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, Unresolved> {
         match &self.failure {
             Some(failure) if self.addresses.is_empty() => Err(failure.clone()),
             _ => Ok(self.addresses.clone()),
@@ -45,7 +49,7 @@ impl Known {
     }
 
     /// Takes an answer: a failure leaves the last good addresses in use.
-    pub fn learn(&mut self, answer: Result<Vec<IpAddr>, String>) {
+    pub fn learn(&mut self, answer: Result<Vec<IpAddr>, Unresolved>) {
         self.failure = None;
         match answer {
             Ok(mut addresses) => {
@@ -70,7 +74,7 @@ pub(super) struct Names {
 }
 
 /// Addresses and how long they are good for, or what went wrong.
-type Answer = Result<(Vec<IpAddr>, Duration), String>;
+type Answer = Result<(Vec<IpAddr>, Duration), Unresolved>;
 
 /// The options lookups are made with.
 pub(super) fn options(options: &mut ResolverOpts) {
@@ -123,7 +127,7 @@ impl Names {
                 continue;
             }
             match &known.failure {
-                Some(failure) => tracing::warn!(%name, failure, last_good = ?known.addresses, "name not resolved"),
+                Some((_, failure)) => tracing::warn!(%name, failure, last_good = ?known.addresses, "name not resolved"),
                 None => tracing::info!(%name, addresses = ?known.addresses, "name resolved"),
             }
             return;
@@ -181,25 +185,27 @@ fn combine(v4: Result<Lookup, NetError>, v6: Result<Lookup, NetError>) -> Answer
     match failure {
         _ if !addresses.is_empty() => Ok((addresses, ttl)),
         Some(error) => Err(explain(&error)),
-        None => Err(NO_ADDRESS.into()),
+        None => Err((Reason::Unresolvable, NO_ADDRESS.into())),
     }
 }
 
 const NO_ADDRESS: &str = "the name has no address in the region's DNS";
 
-fn explain(error: &NetError) -> String {
+fn explain(error: &NetError) -> Unresolved {
     let code = match error {
         NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code == ResponseCode::NXDomain => {
-            return "no such name in the region's DNS (NXDOMAIN)".into();
+            return (Reason::Unresolvable, "no such name in the region's DNS (NXDOMAIN)".into());
         }
-        NetError::Dns(DnsError::NoRecordsFound(_)) => return NO_ADDRESS.into(),
-        NetError::Timeout => return format!("the region's DNS did not answer within {} s", PATIENCE.as_secs()),
+        NetError::Dns(DnsError::NoRecordsFound(_)) => return (Reason::Unresolvable, NO_ADDRESS.into()),
+        NetError::Timeout => {
+            return (Reason::Unanswered, format!("the region's DNS did not answer within {} s", PATIENCE.as_secs()));
+        }
         NetError::NoConnections | NetError::Io(_) => "its servers can't be reached".into(),
         NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => "SERVFAIL".into(),
         NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => "REFUSED".into(),
         other => other.to_string(),
     };
-    format!("the region's DNS failed: {code}")
+    (Reason::Unanswered, format!("the region's DNS failed: {code}"))
 }
 
 /// The addresses this host has a route to, as `getaddrinfo` prefers them: a pod without IPv6 must not try IPv6 addresses.

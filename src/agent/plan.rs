@@ -186,7 +186,7 @@ fn addresses(host: &ApiHost, facts: &Facts) -> Result<Option<Vec<IpAddr>>, (Reas
         ApiHost::Ip(ip) => vec![*ip],
         ApiHost::Dns(name) => match facts.names.get(name) {
             None => return Ok(None),
-            Some(known) => known.addresses().map_err(|failure| (Reason::Unresolvable, format!("{name}: {failure}")))?,
+            Some(known) => known.addresses().map_err(|(reason, failure)| (reason, format!("{name}: {failure}")))?,
         },
     };
     let refusal = |address| facts.region.upstreams.refusal(host, address, facts.own);

@@ -36,6 +36,8 @@ pub struct Problem {
 pub enum Reason {
     /// The upstream's name has no address in the region.
     Unresolvable,
+    /// The region's DNS does not say whether it has one: it is silent, or fails.
+    Unanswered,
     /// The upstream's address is refused by rule or by the region's allow-list.
     Refused,
     /// The ConfigMap holds no valid route.

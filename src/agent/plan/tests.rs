@@ -57,7 +57,7 @@ impl World {
 
     fn knowing(mut self, name: &str, answer: Result<&[&str], &str>) -> Self {
         let addresses = answer.map(|all| all.iter().map(|address| address.parse().unwrap()).collect());
-        self.names.entry(name.parse().unwrap()).or_default().learn(addresses.map_err(str::to_owned));
+        self.names.entry(name.parse().unwrap()).or_default().learn(addresses.map_err(|why| (Reason::Unresolvable, why.to_owned())));
         self
     }
 }
