@@ -18,7 +18,7 @@ use crate::model::left::Left;
 use crate::model::names::{ClusterName, NAMESPACE, Slot};
 use crate::model::plan::{Change, Plan};
 use crate::model::region::SERVICE;
-use crate::region::{Region, release_ports};
+use crate::region::{Region, not_joined, release_ports};
 use crate::rolling;
 use crate::vela;
 
@@ -66,7 +66,14 @@ pub async fn leave(hub: &Hub, order: &Order, progress: &Progress) -> Result<Left
     let change = rolling::Change { leaving: [name.clone()].into(), ..rolling::Change::default() };
     let unaliased = rolling::roll(hub, &traces.gateway, progress, change).await?;
 
-    let mut left = Left { cluster: name.clone(), detached: traces.cluster.is_some(), hosts, regions: vec![], kept: vec![] };
+    let mut left = Left {
+        cluster: name.clone(),
+        detached: traces.cluster.is_some(),
+        hosts,
+        regions: vec![],
+        kept: vec![],
+        silent: traces.silent,
+    };
     if !unaliased {
         left.hosts.clear();
     }
@@ -178,6 +185,8 @@ struct Traces {
     gateway: Gateway,
     claims: Vec<Claim>,
     leftovers: Vec<Leftover>,
+    /// The regions that were asked for traces and did not answer.
+    silent: Vec<ClusterName>,
     cut: bool,
 }
 
@@ -202,30 +211,53 @@ impl Traces {
                 format!("vela cluster detach {name}"),
             ));
         }
-        regions.extend(order.region.iter().cloned());
+        if let Some(region) = order.region.as_ref().filter(|region| !regions.contains(*region)) {
+            if hub.cluster(region).await?.is_none() {
+                return Err(not_joined(region));
+            }
+            regions.insert(region.clone());
+        }
+        let mut silent = vec![];
         if regions.is_empty() {
             // A join that was killed before it joined leaves a route and no record.
-            regions = routed_in(hub, name).await?;
+            (regions, silent) = routed_in(hub, name).await?;
         }
         let leftovers = regions.into_iter().map(|region| Leftover { cluster: name.clone(), region, cut }).collect();
-        Ok(Self { cluster, gateway: gateway.cutting(cut), claims, leftovers, cut })
+        Ok(Self { cluster, gateway: gateway.cutting(cut), claims, leftovers, silent, cut })
     }
 }
 
-/// The regions that have a route or port of a cluster; those that don't answer are passed over.
-async fn routed_in(hub: &Hub, cluster: &ClusterName) -> Result<BTreeSet<ClusterName>> {
-    let joined = hub.cluster_names().await?;
-    let asked = joined.iter().filter_map(|name| name.parse::<ClusterName>().ok()).map(|name| async move {
-        let region = Region::enter(hub, &name).await?;
-        let mut found = false;
-        for slot in Slot::ALL {
-            found |= region.ports(&hub.id.port_name(cluster, slot)).await?.is_some();
-            found |= region.route(&hub.id.route_name(cluster, slot)).await?.is_some();
-        }
-        Ok::<_, Failure>(found.then_some(name))
+/// The regions that have a route or port of a cluster, and those that did not answer.
+async fn routed_in(hub: &Hub, cluster: &ClusterName) -> Result<(BTreeSet<ClusterName>, Vec<ClusterName>)> {
+    // Proxy clusters are joined directly.
+    let joined: Vec<_> = hub.joined_clusters().await?.into_iter().filter(|cluster| cluster.membership().is_none()).collect();
+    let asked = joined.iter().filter_map(|cluster| cluster.name().parse::<ClusterName>().ok()).map(|name| async move {
+        let found = async {
+            let region = Region::enter(hub, &name).await?;
+            let mut found = false;
+            for slot in Slot::ALL {
+                found |= region.ports(&hub.id.port_name(cluster, slot)).await?.is_some();
+                found |= region.route(&hub.id.route_name(cluster, slot)).await?.is_some();
+            }
+            Ok::<_, Failure>(found)
+        };
+        let found = found.await;
+        (name, found)
     });
-    let answers = futures::future::join_all(asked).await;
-    Ok(answers.into_iter().filter_map(|answer| answer.ok().flatten()).collect())
+    let (mut found, mut silent) = (BTreeSet::new(), vec![]);
+    for (name, answer) in futures::future::join_all(asked).await {
+        match answer {
+            Ok(true) => drop(found.insert(name)),
+            // Most clusters are no region.
+            Ok(false) => {}
+            Err(failure) if matches!(failure.kind, Kind::NoProxy | Kind::RegionForbidden) => {}
+            Err(failure) => {
+                tracing::warn!(region = %name, %failure, "it was not searched");
+                silent.push(name);
+            }
+        }
+    }
+    Ok((found, silent))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The joined clusters: Secrets in `vela-system` that cluster-gateway reads, with xregion's record in their annotations.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -133,11 +133,6 @@ impl Hub {
             ));
         }
         Ok(Some(cluster))
-    }
-
-    /// The names of every joined cluster.
-    pub async fn cluster_names(&self) -> Result<BTreeSet<String>> {
-        Ok(self.joined_clusters().await?.iter().map(|cluster| cluster.name().to_owned()).collect())
     }
 
     /// The host names by which clusters are reached that no region leads to.

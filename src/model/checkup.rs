@@ -203,7 +203,9 @@ pub fn region(seen: &SeenRegion) -> Vec<Check> {
     let (answers, proxy) = match &seen.inside {
         Ok(inside) => (Outcome::Ok(format!("in {} ms", inside.millis)), Outcome::Ok("its settings are there".into())),
         // It said so itself.
-        Err(failure) if matches!(failure.kind, Kind::NoProxy | Kind::RegionSettings) => (Outcome::Ok("it answers".into()), Outcome::Failed(failure.into())),
+        Err(failure) if matches!(failure.kind, Kind::NoProxy | Kind::RegionSettings) => {
+            (Outcome::Ok("it answers".into()), Outcome::Failed(failure.into()))
+        }
         Err(failure) => (Outcome::Failed(failure.into()), Outcome::Skipped(unreadable(name))),
     };
     let (proxies, nodes) = match &seen.inside {

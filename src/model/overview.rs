@@ -1,5 +1,6 @@
 //! What `status` shows: regions, their proxies and clusters, and what is out of step. Its JSON is described in `docs/status.md`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
@@ -11,6 +12,7 @@ use super::checkup::{self, Outcome, Problem, Subject};
 use super::drift::Told;
 use super::names::{CONTROLLER, ClusterName, NAMESPACE};
 use super::observed::{Inside, Observed, SeenCluster, SeenRegion};
+use super::ports::Ports;
 use super::region::Entry;
 use super::report::{Uptake, uptake};
 use super::route::{Mode, Route};
@@ -321,6 +323,15 @@ fn spare<'a>(observed: &'a Observed, region: &'a ClusterName, inside: &'a Inside
     })
 }
 
+/// The ports in a region that are called after a cluster of this hub which has no route by them. Of cut names nobody can tell whose they are.
+fn routeless<'a>(observed: &'a Observed, inside: &'a Inside) -> impl Iterator<Item = (ClusterName, Ports)> + 'a {
+    let routed: BTreeSet<String> = inside.routes.iter().map(Route::port_name).collect();
+    inside.ports.iter().filter(move |(name, _)| !routed.contains(*name)).filter_map(|(name, ports)| {
+        let cluster: ClusterName = name.strip_suffix(&observed.hub.short())?.strip_suffix('-')?.parse().ok()?;
+        Some((cluster, *ports))
+    })
+}
+
 fn out_of_step(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
     let clusters = observed.clusters.iter().filter(|cluster| asks(&cluster.name, &cluster.membership.region));
     let checks = checkup::hub(observed)
@@ -402,6 +413,13 @@ fn left_over(observed: &Observed, asks: &Asks<'_>) -> Vec<OutOfStep> {
                 ),
                 Some(Some(region)) => tell(cluster, format!("{leads}, and it is joined through region {region}"), remove()),
                 Some(None) => tell(cluster, format!("{leads}, and it is joined directly"), remove()),
+            }
+        }
+        // What a join leaves that is killed between the two.
+        for (cluster, ports) in routeless(observed, inside) {
+            if asks(&cluster, &seen.name) && !busy(&cluster) && !recorded(&cluster) && !joined(&cluster) {
+                let has = format!("region {} has node port {} for it and no route, and it is not joined", seen.name, ports.node);
+                tell(&cluster, has, format!("{} --region {}", leave(&cluster), seen.name));
             }
         }
     }

@@ -61,7 +61,7 @@ impl Held {
 
     /// Whether people should know of their end.
     fn is_soon(&self, now: Timestamp) -> bool {
-        self.soon() < now
+        self.soon() <= now
     }
 
     /// From when on people should know of their end: a week before, and of short ones when a third is left.
@@ -313,8 +313,8 @@ mod tests {
         };
         let of = |cause: &str, fix: &str| Some((cause.to_owned(), fix.to_owned()));
         let month = token("alice", 0, 30 * DAY);
-        assert_eq!(told(&month, None, 23 * DAY), None);
-        assert_eq!(told(&month, None, 23 * DAY + 1), of("its token expires at 1970-01-31T00:00:00Z", "bring another"));
+        assert_eq!(told(&month, None, 23 * DAY - 1), None);
+        assert_eq!(told(&month, None, 23 * DAY), of("its token expires at 1970-01-31T00:00:00Z", "bring another"));
         let day = token("alice", 0, DAY);
         assert_eq!(told(&day, None, DAY / 2), None, "a day's is not told from its beginning on");
         assert!(told(&day, None, DAY * 2 / 3).is_some());

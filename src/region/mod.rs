@@ -56,11 +56,7 @@ impl Region {
     /// Enters a region: its proxy cluster is joined and carries `xregion-proxy`.
     pub async fn enter(hub: &Hub, name: &ClusterName) -> Result<Self> {
         if hub.cluster(name).await?.is_none() {
-            return Err(Failure::new(
-                Kind::RegionNotJoined,
-                format!("region {name}: no cluster of that name is joined to the hub"),
-                format!("join the region's proxy cluster first: vela cluster join KUBECONFIG --name {name}"),
-            ));
+            return Err(not_joined(name));
         }
         let client = hub.through_gateway(name)?;
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
@@ -154,6 +150,15 @@ pub async fn release_ports(hub: &Hub, region: &Region, name: &str) -> Result<boo
         hub.close_all(&region.name).await?;
     }
     Ok(had)
+}
+
+/// The failure for a region that no cluster is the proxy cluster of.
+pub fn not_joined(name: &ClusterName) -> Failure {
+    Failure::new(
+        Kind::RegionNotJoined,
+        format!("region {name}: no cluster of that name is joined to the hub"),
+        format!("join the region's proxy cluster first: vela cluster join KUBECONFIG --name {name}"),
+    )
 }
 
 /// What a proxy tells in an annotation of its Lease.

@@ -105,6 +105,16 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
             "xregion leave old --region proxy-east",
         ),
         (
+            |observed| {
+                let own = observed.hub.port_name(&name("killed"), Slot::First);
+                let ports = Ports { listen: 8007, node: 30007 };
+                east(observed).ports.extend([(own, ports), ("killed-0badcafe".to_owned(), ports)]);
+            },
+            "cluster killed",
+            "region proxy-east has node port 30007 for it and no route, and it is not joined",
+            "xregion leave killed --region proxy-east",
+        ),
+        (
             second,
             "cluster business-a",
             "region proxy-east has a route of it to new.example:443 that serves nobody",
@@ -133,7 +143,8 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
             |observed| {
                 observed.clusters.remove(0);
                 observed.joined.remove(&name("b"));
-                east(observed).routes.truncate(1);
+                let routes = east(observed).routes[..1].to_vec();
+                *east(observed) = inside(1, routes);
             },
             "cluster b",
             "the gateway has host alias b.example for it, and it is not joined",
@@ -151,7 +162,7 @@ fn what_was_left_behind_is_told_with_what_removes_it() {
             "it left region proxy-west",
             "its next join removes that",
         ),
-    ] as [(Change, &str, &str, &str); 7]
+    ] as [(Change, &str, &str, &str); 8]
     {
         let mut observed = well();
         change(&mut observed);
