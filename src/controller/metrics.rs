@@ -47,7 +47,8 @@ impl Metrics {
         registry.register_with_unit("credentials_attention_timestamp", help, Unit::Seconds, Family::clone(&attention));
         registry.register("renewals", "Tokens that were to be renewed", Family::clone(&renewals));
         let told = Arc::default();
-        let this = Self { registry: Arc::new(registry), leader, repairs, problems, last_look, expire, attention, renewals, told, nodes };
+        let this =
+            Self { registry: Arc::new(registry), leader, repairs, problems, last_look, expire, attention, renewals, told, nodes };
         // From nothing on: what a counter has when it is first seen, nobody counts.
         ["gateway", "addresses", "entries", "service", "route", "port"].into_iter().for_each(|what| drop(this.counter(what)));
         ["renewed", "failed"].into_iter().for_each(|outcome| drop(this.renewals.get_or_create(&[("outcome", outcome)])));
