@@ -23,7 +23,7 @@ use crate::vela;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Leads the host names of all that are proven to their regions' nodes in every gateway pod, in one rollout and without a failed
-/// request. A cluster whose name is not admitted fails alone.
+/// request. A cluster whose name is not admitted fails alone, and so do those of a region that is in trouble.
 pub(super) async fn roll<'a>(
     hub: &Hub,
     gateway: &Gateway,
@@ -42,11 +42,14 @@ pub(super) async fn roll<'a>(
     if change.wanted.is_empty() {
         return Ok(proven);
     }
-    rolling::roll(hub, gateway, progress, change).await?;
+    let rolled = rolling::roll(hub, gateway, progress, change).await?;
     let now = gateway.aliases().await?;
     let admitted = |one: Result<Proven<'a>>| {
         let mut proven = one?;
         let wanted = proven.join.wanted(&proven.membership.alias);
+        if let Some(failure) = rolled.refusal(&wanted, &now) {
+            return Err(failure);
+        }
         if !now.has(&wanted) {
             now.admit_move(&wanted)?;
             return Err(Failure::new(
