@@ -64,7 +64,7 @@ pub async fn leave(hub: &Hub, order: &Order, progress: &Progress) -> Result<Left
         tell.stage(Stage::Rolling, &format!("taking {} off the gateway", hosts.join(", "))).await;
     }
     let change = rolling::Change { leaving: [name.clone()].into(), ..rolling::Change::default() };
-    let unaliased = rolling::roll(hub, &traces.gateway, progress, change).await?;
+    let unaliased = rolling::roll(hub, &traces.gateway, progress, change).await?.changed;
 
     let mut left = Left {
         cluster: name.clone(),

@@ -46,6 +46,30 @@ pub struct Change {
     /// Whether it puts back what is recorded, rather than carry out what somebody asks for: of the names only those that are recorded
     /// still when it is written, nothing taken off, and with what makes rollouts smooth also where that alone was lost.
     pub mends: bool,
+    /// The regions that were left out of it, and why.
+    pub left_out: BTreeMap<ClusterName, Failure>,
+}
+
+/// What came of a change.
+#[derive(Debug)]
+pub struct Rolled {
+    /// Whether there was anything to change.
+    pub changed: bool,
+    /// The regions that were left out, and why.
+    pub left_out: BTreeMap<ClusterName, Failure>,
+}
+
+impl Rolled {
+    /// Why a name was not led as it is wanted, if its region was left out. Where only room was missing, a name that is there needs none.
+    pub fn refusal(&self, wanted: &Wanted, now: &HostAliases) -> Option<Failure> {
+        let failure = self.left_out.get(&wanted.region)?;
+        (failure.kind != Kind::AliasLimit || !now.has(wanted)).then(|| failure.clone())
+    }
+
+    /// Whether there was anything to change, for those to whom a region that was left out is a failure.
+    pub fn whole(self) -> Result<bool> {
+        self.left_out.into_values().next().map_or(Ok(self.changed), Err)
+    }
 }
 
 /// Where the names of regions lead.
@@ -60,10 +84,42 @@ impl Change {
         way.proven.extend(port);
     }
 
-    /// Leaves a region out of the change.
-    fn leave_out(&mut self, region: &ClusterName) {
-        self.regions.remove(region);
-        self.wanted.retain(|wanted| wanted.region != *region);
+    /// Leaves a region out of the change: its trouble is not that of the others.
+    fn leave_out(&mut self, region: ClusterName, why: Failure) {
+        tracing::warn!(failure = %why, %region, "the region is left out of this rollout");
+        self.regions.remove(&region);
+        self.wanted.retain(|wanted| wanted.region != region);
+        self.left_out.insert(region, why);
+    }
+
+    /// Whether a run wants something for its `own` regions, and each of those was left out.
+    fn gives_up(&self, own: &BTreeSet<ClusterName>) -> bool {
+        !own.is_empty() && own.iter().all(|region| self.left_out.contains_key(region))
+    }
+
+    /// Those of a run's `own` regions that these Services can't lead to, and why.
+    fn unled(&self, own: &BTreeSet<ClusterName>, services: &BTreeMap<ClusterName, Entries>) -> BTreeMap<ClusterName, Failure> {
+        let leading = self.leading_by(services);
+        let unled = own.iter().filter(|region| services.contains_key(*region) && !leading.contains_key(region.as_str()));
+        let why = |region: &ClusterName| {
+            Failure::new(
+                Kind::GatewayRollout,
+                format!("region {region}: its Services on the hub can't lead to {}", listed(&self.regions[region].nodes)),
+                format!(
+                    "if their addresses are of another family, delete them, and join again: kubectl -n {HUB_NAMESPACE} delete services --all"
+                ),
+            )
+        };
+        unled.map(|region| (region.clone(), why(region))).collect()
+    }
+
+    /// The region to do without where the aliases would get too long: the one with the long line, or else, the record of all being full, the last
+    /// of those that add to it.
+    fn overflowing(&self, now: &HostAliases, leading: &Leading) -> Option<ClusterName> {
+        match self.applied_to(now, &[], leading).overlong() {
+            Some(ip) => leading.iter().find(|(_, leads)| leads.all().contains(&ip)).and_then(|(region, _)| region.parse().ok()),
+            None => self.wanted.iter().filter(|wanted| !now.has(wanted)).map(|wanted| wanted.region.clone()).max(),
+        }
     }
 
     /// Where the names of its regions lead: to the nodes themselves, or to Services on the hub, if those have all that is needed.
@@ -137,8 +193,9 @@ impl Change {
     }
 }
 
-/// Makes a change and waits until the gateway's pods have it, without a failed request. Returns whether there was anything to change.
-pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<bool> {
+/// Makes a change and waits until the gateway's pods have it, without a failed request. A region that is in trouble is left out of it; where
+/// that leaves nothing of what the run wants, nothing is rolled.
+pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change: Change) -> Result<Rolled> {
     // The controller's mending and its joins may roll at once, in one process.
     let holder = format!("{}-{}", holder_name()?, ROLLS.fetch_add(1, Ordering::Relaxed));
     let gateway = &gateway.clone().smoothing(change.mends);
@@ -154,7 +211,7 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         if applied {
             // Another run did it with its own; or the run before this one died in the middle of its rollout.
             match gateway.behind(&seen, &hosts, change.old_pods(gateway.cuts())).await? {
-                None => return Ok(differed),
+                None => return Ok(Rolled { changed: differed, left_out: change.left_out }),
                 Some(what) => progress.waits_for(&what).await,
             }
         }
@@ -175,93 +232,123 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         let own: BTreeSet<ClusterName> = change.regions.keys().filter(|_| !change.mends).cloned().collect();
         let (mut others, cut) = gather(hub, gateway, progress, &mut change).await?;
         let gateway = gateway.clone().cutting(cut);
-        let (leading, silent) = if by_services {
+        let leading = if by_services {
             provide(hub, &gateway, &mut change, &mut others, &own).await?
         } else {
-            (change.leading(None).unwrap_or_default(), None)
+            change.leading(None).unwrap_or_default()
         };
-        match gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await {
-            // There is no room for names of others: their own runs say so.
-            Err(failure) if failure.kind == Kind::AliasLimit && !others.is_empty() => {
-                gateway.change(|now| Ok(change.applied_to(now, &[], &leading))).await?;
-            }
-            changed => drop(changed?),
+        write(&gateway, &mut change, &own, others, leading).await?;
+        if change.gives_up(&own) {
+            return Ok(None);
         }
         gateway.roll(progress, if gateway.cuts() { OldPods::Gone } else { OldPods::Ending }).await?;
-        Ok((gateway.cuts(), silent.filter(|_| change.mends)))
+        Ok::<_, Failure>(Some(gateway.cuts()))
     }
     .await;
     lock.release().await;
+    let Some(seen_out) = rolled? else {
+        return Ok(Rolled { changed: false, left_out: change.left_out });
+    };
     // The next rollout may begin while old pods end: waited for are those that don't know this run's own names.
-    let (seen_out, silent) = rolled?;
     while !seen_out && let Some(what) = gateway.behind(&gateway.see().await?, &hosts, change.old_pods(false)).await? {
         progress.waits_for(&what).await;
         sleep(ASK_EVERY).await;
     }
-    silent.map_or(Ok(true), Err)
+    Ok(Rolled { changed: true, left_out: change.left_out })
 }
 
 /// Sees to it that the Services of the change's regions have what it needs, and room for its names, and that the hub's nodes lead there by them
-/// before a name does. A region where they don't is left out, and why is given; one of this run's `own` is its failure.
+/// before a name does. A region where they don't is left out.
 async fn provide(
     hub: &Hub,
     gateway: &Gateway,
     change: &mut Change,
     others: &mut Vec<Wanted>,
     own: &BTreeSet<ClusterName>,
-) -> Result<(Leading, Option<Failure>)> {
+) -> Result<Leading> {
     let mut shards: BTreeMap<ClusterName, usize> = BTreeMap::new();
-    let (mut written, mut silent) = (BTreeSet::new(), None);
-    loop {
-        let mut services = BTreeMap::new();
-        for (region, way) in &change.regions {
-            let led = if own.contains(region) { Led::Of(way.proven.clone()) } else { Led::Lost(way.proven.clone()) };
-            let shards = shards.get(region).copied().unwrap_or(1);
-            let (entries, anew) =
-                hub.settle(region, &Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), led, shards }).await?;
-            written.extend(anew.then(|| region.clone()));
-            services.insert(region.clone(), entries);
-        }
-        let leading = change.leading_by(&services);
-        if let Some(region) = own.iter().find(|region| !leading.contains_key(region.as_str())) {
-            return Err(Failure::new(
-                Kind::GatewayRollout,
-                format!("region {region}: its Services on the hub can't lead to {}", listed(&change.regions[region].nodes)),
-                format!(
-                    "if their addresses are of another family, delete them, and join again: kubectl -n {HUB_NAMESPACE} delete services --all"
-                ),
-            ));
-        }
-        let now = gateway.aliases().await?;
-        let then = change.applied_to(&now, others, &leading);
-        let full: Vec<_> = leading.keys().filter(|region| then.fills(&leading[*region])).collect();
-        if !full.is_empty() {
-            let more = services.iter().filter(|(region, _)| full.iter().any(|full| *full == region.as_str()));
-            shards.extend(more.map(|(region, entries)| (region.clone(), entries.shards() + 1)));
-            continue;
-        }
-        let unseen = services
-            .iter()
-            .filter(|(region, entries)| written.contains(*region) || now.addresses(region).is_disjoint(&entries.addresses()));
-        let asked = unseen.map(|(region, entries)| {
-            let doors = entries.doors(&change.regions[region].proven);
-            async move { (region.clone(), hub.await_doors(region, doors).await) }
-        });
-        let failed: Vec<(ClusterName, Failure)> =
-            join_all(asked).await.into_iter().filter_map(|(region, opened)| Some((region, opened.err()?))).collect();
+    let mut written = BTreeSet::new();
+    while !change.gives_up(own) {
+        let (services, mut failed) = settle(hub, change, own, &shards, &mut written).await?;
+        failed.extend(change.unled(own, &services));
         if failed.is_empty() {
-            return Ok((leading, silent));
+            let leading = change.leading_by(&services);
+            let now = gateway.aliases().await?;
+            let then = change.applied_to(&now, others, &leading);
+            let full: Vec<_> = leading.keys().filter(|region| then.fills(&leading[*region])).collect();
+            if !full.is_empty() {
+                let more = services.iter().filter(|(region, _)| full.iter().any(|full| *full == region.as_str()));
+                shards.extend(more.map(|(region, entries)| (region.clone(), entries.shards() + 1)));
+                continue;
+            }
+            let unseen = services
+                .iter()
+                .filter(|(region, entries)| written.contains(*region) || now.addresses(region).is_disjoint(&entries.addresses()));
+            let asked = unseen.map(|(region, entries)| {
+                let doors = entries.doors(&change.regions[region].proven);
+                async move { (region.clone(), hub.await_doors(region, doors).await) }
+            });
+            failed = join_all(asked).await.into_iter().filter_map(|(region, opened)| Some((region, opened.err()?))).collect();
+            if failed.is_empty() {
+                return Ok(leading);
+            }
         }
         for (region, failure) in failed {
-            if own.contains(&region) {
-                return Err(failure);
-            }
-            tracing::warn!(%failure, "the region is left out of this rollout");
-            change.leave_out(&region);
             others.retain(|wanted| wanted.region != region);
-            silent.get_or_insert(failure);
+            change.leave_out(region, failure);
         }
     }
+    Ok(Leading::new())
+}
+
+/// Brings the Services of the change's regions to what it needs, and notes which were written; gives them, and why some could not be.
+async fn settle(
+    hub: &Hub,
+    change: &Change,
+    own: &BTreeSet<ClusterName>,
+    shards: &BTreeMap<ClusterName, usize>,
+    written: &mut BTreeSet<ClusterName>,
+) -> Result<(BTreeMap<ClusterName, Entries>, BTreeMap<ClusterName, Failure>)> {
+    let (mut services, mut failed) = (BTreeMap::new(), BTreeMap::new());
+    for (region, way) in &change.regions {
+        let led = if own.contains(region) { Led::Of(way.proven.clone()) } else { Led::Lost(way.proven.clone()) };
+        let shards = shards.get(region).copied().unwrap_or(1);
+        match hub.settle(region, &Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), led, shards }).await {
+            Ok((entries, anew)) => {
+                written.extend(anew.then(|| region.clone()));
+                services.insert(region.clone(), entries);
+            }
+            // That is no region's trouble: with the next one it would be waited for again.
+            Err(failure) if failure.kind == Kind::HubUnreachable => return Err(failure),
+            Err(failure) => drop(failed.insert(region.clone(), failure)),
+        }
+    }
+    Ok((services, failed))
+}
+
+/// Writes the change. Where the aliases would get too long, names of others are left out, whose own runs say so, and then regions whose names
+/// don't fit.
+async fn write(
+    gateway: &Gateway,
+    change: &mut Change,
+    own: &BTreeSet<ClusterName>,
+    mut others: Vec<Wanted>,
+    mut leading: Leading,
+) -> Result<()> {
+    while !change.gives_up(own) {
+        let failure = match gateway.change(|now| Ok(change.applied_to(now, &others, &leading))).await {
+            Err(failure) if failure.kind == Kind::AliasLimit => failure,
+            written => return written.map(drop),
+        };
+        if !others.is_empty() {
+            others.clear();
+            continue;
+        }
+        let Some(region) = change.overflowing(&gateway.aliases().await?, &leading) else { return Err(failure) };
+        leading.remove(region.as_str());
+        change.leave_out(region, failure);
+    }
+    Ok(())
 }
 
 /// Waits a little for runs that are about to want the same, and adds what they want to the change. Gives the names, and whether one that
@@ -329,8 +416,16 @@ async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use http::{Method, Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tower_test::mock::{Handle, pair};
+
     use super::*;
+    use crate::model::aliases::RECORD;
     use crate::model::entries::tests::provided;
+    use crate::model::entries::{Write, by_region};
 
     fn wanted(host: &str, cluster: &str, region: &str) -> Wanted {
         Wanted { host: host.parse().unwrap(), cluster: cluster.parse().unwrap(), region: region.parse().unwrap() }
@@ -400,5 +495,176 @@ mod tests {
         // The route that a move leaves behind in the old region is proven, too.
         assert_eq!(region(&applied(&change(&[], &[]), &now, &[wanted("x.example", "x", "west")])), "east");
         assert_eq!(region(&applied(&change(&[("x.example", "y", "west")], &[]), &now, &[])), "east", "that is another cluster");
+    }
+
+    fn name(text: &str) -> ClusterName {
+        text.parse().unwrap()
+    }
+
+    fn trouble(kind: Kind) -> Failure {
+        Failure::new(kind, "no", "why")
+    }
+
+    #[test]
+    fn a_region_that_is_left_out_takes_its_names_along_and_no_others() {
+        let names = [("x.example", "x", "east"), ("z.example", "z", "west")];
+        let mut change = change(&names, &[]);
+        let own = BTreeSet::from([name("east"), name("west")]);
+        change.leave_out(name("east"), trouble(Kind::GatewayRollout));
+        let then = applied(&change, &HostAliases::default(), &[]);
+        assert_eq!(then.record.0.keys().collect::<Vec<_>>(), ["z.example"]);
+        assert!(!change.gives_up(&own) && !change.gives_up(&BTreeSet::new()), "z, or who only leaves, goes on");
+        change.leave_out(name("west"), trouble(Kind::GatewayRollout));
+        assert!(change.gives_up(&own));
+    }
+
+    #[test]
+    fn a_member_fails_by_the_trouble_of_its_own_region() {
+        let [there, new, fine] = [("x", "full"), ("y", "full"), ("z", "west")]
+            .map(|(cluster, region)| wanted(&format!("{cluster}.example"), cluster, region));
+        let now = HostAliases::default().with(&[there.clone(), fine.clone()], &BTreeMap::new());
+        let rolled = |kind| Rolled { changed: true, left_out: [(name("full"), trouble(kind))].into() };
+        for (kind, wanted, fails) in [
+            (Kind::GatewayRollout, &there, true),
+            (Kind::GatewayRollout, &new, true),
+            (Kind::GatewayRollout, &fine, false),
+            (Kind::AliasLimit, &there, false),
+            (Kind::AliasLimit, &new, true),
+            (Kind::AliasLimit, &fine, false),
+        ] {
+            let refusal = rolled(kind).refusal(wanted, &now).map(|failure| failure.kind);
+            assert_eq!(refusal, fails.then_some(kind), "{kind:?} {wanted:?}");
+        }
+        assert!(rolled(Kind::GatewayRollout).whole().is_err(), "who mends wants every region");
+    }
+
+    #[test]
+    fn the_region_to_do_without_is_the_one_whose_names_don_t_fit() {
+        let many: Vec<Wanted> = (0..1300).map(|n| wanted(&format!("{n:050}.example"), &format!("c{n}"), "east")).collect();
+        let now = applied(
+            &Change { wanted: many[..900].to_vec(), regions: regions(), ..Change::default() },
+            &HostAliases::default(),
+            &[],
+        );
+        let z = wanted("z.example", "z", "west");
+        for (names, want) in [
+            (many.iter().chain([&z]).cloned().collect::<Vec<_>>(), Some(name("east"))),
+            // With no line too long, the record is full: of the regions that would add to it, the last gives way.
+            (vec![many[0].clone(), z.clone()], Some(name("west"))),
+            (vec![many[0].clone(), many[900].clone()], Some(name("east"))),
+            (vec![many[0].clone()], None),
+        ] {
+            let change = Change { wanted: names, regions: regions(), ..Change::default() };
+            assert_eq!(change.overflowing(&now, &change.leading(None).unwrap()), want, "{} names", change.wanted.len());
+        }
+    }
+
+    /// The gateway's Deployment, which has these aliases.
+    fn deployment(aliases: &HostAliases) -> Value {
+        let labels = json!({"app": "gateway"});
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "gateway", "namespace": "vela-system", "resourceVersion": "7",
+                         "annotations": {RECORD: json!(aliases.record).to_string()}},
+            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
+                "containers": [{"name": "gateway", "ports": [{"containerPort": 9443}]}], "hostAliases": aliases.entries,
+            }}},
+        })
+    }
+
+    /// A hub with this gateway, Services and EndpointSlices; gives what the Deployment was patched with.
+    async fn serve(mut handle: Handle<Request<Body>, Response<Body>>, deployment: Value, entries: [Vec<Value>; 2]) -> Vec<Value> {
+        let mut patches = Vec::new();
+        let list = |items: &[Value]| json!({"kind": "List", "metadata": {}, "items": items});
+        while let Some((request, respond)) = handle.next_request().await {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let body: Value = serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap_or_default();
+            let answer = match (&method, path.rsplit_once('/').unwrap().1) {
+                (&Method::GET, "v1alpha1.cluster.core.oam.dev") => {
+                    json!({"metadata": {}, "spec": {"groupPriorityMinimum": 1, "versionPriority": 1,
+                                                    "service": {"namespace": "vela-system", "name": "gateway"}}})
+                }
+                (&Method::GET, "gateway") if path.contains("/services/") => {
+                    json!({"metadata": {}, "spec": {"selector": {"app": "gateway"}}})
+                }
+                (&Method::GET, "deployments") => list(std::slice::from_ref(&deployment)),
+                (&Method::GET, "gateway") => deployment.clone(),
+                (&Method::PATCH, "gateway") => {
+                    patches.push(body);
+                    deployment.clone()
+                }
+                (&Method::GET, "services") => list(&entries[0]),
+                (&Method::GET, "endpointslices") => list(&entries[1]),
+                _ => panic!("{method} {path}"),
+            };
+            let response = Response::builder().status(200).header("content-type", "application/json");
+            respond.send_response(response.body(Body::from(serde_json::to_vec(&answer).unwrap())).unwrap());
+        }
+        patches
+    }
+
+    #[tokio::test]
+    async fn a_full_line_keeps_nobody_of_another_region_off_the_gateway() {
+        let many = (0..1300).map(|n| wanted(&format!("{n:050}.example"), &format!("c{n}"), "east"));
+        let (east, both) = (BTreeSet::from([name("east")]), BTreeSet::from([name("east"), name("west")]));
+        for (own, names, written) in [
+            (&both, many.clone().chain([wanted("z.example", "z", "west")]).collect::<Vec<_>>(), vec!["z.example"]),
+            (&east, many.collect(), vec![]),
+        ] {
+            let (service, handle) = pair();
+            let server = tokio::spawn(serve(handle, deployment(&HostAliases::default()), Default::default()));
+            let hub = Hub::mocked(Client::new(service, "vela-system"));
+            let gateway = hub.gateway(None).await.unwrap();
+            let mut change = Change { wanted: names, regions: regions(), ..Change::default() };
+            change.regions.retain(|region, _| own.contains(region));
+            let leading = change.leading(None).unwrap();
+            write(&gateway, &mut change, own, vec![wanted("o.example", "o", "east")], leading).await.unwrap();
+            assert_eq!(change.left_out[&name("east")].kind, Kind::AliasLimit);
+            assert_eq!((change.left_out.len(), change.gives_up(own)), (1, written.is_empty()));
+            drop((hub, gateway));
+            let names = |patch: &Value| patch["spec"]["template"]["spec"]["hostAliases"][0]["hostnames"].clone();
+            let want: Vec<Value> = written.into_iter().map(|name| json!([name])).collect();
+            assert_eq!(server.await.unwrap().iter().map(names).collect::<Vec<_>>(), want);
+        }
+    }
+
+    /// Services on the hub with addresses of IPv4, made for what these regions need, and their EndpointSlices.
+    fn made(regions: &BTreeMap<ClusterName, Way>) -> [Vec<Value>; 2] {
+        let needs = |way: &Way| Needs { ports: way.ports.clone(), nodes: way.nodes.clone(), shards: 1, ..Needs::default() };
+        let (mut services, mut slices) = (Vec::new(), Vec::new());
+        for write in regions.iter().flat_map(|(region, way)| Entries::default().writes(region, &needs(way))) {
+            let Write::CreateService(mut service) = write else { panic!("{write:?}") };
+            service["spec"]["clusterIP"] = json!(format!("10.96.0.{}", services.len()));
+            services.push(service);
+        }
+        let typed: Vec<_> = services.iter().map(|service| serde_json::from_value(service.clone()).unwrap()).collect();
+        for write in by_region(&typed, &[]).iter().flat_map(|(region, entries)| entries.writes(region, &needs(&regions[region]))) {
+            let Write::CreateSlice(slice) = write else { panic!("{write:?}") };
+            slices.push(slice);
+        }
+        [services, slices]
+    }
+
+    #[tokio::test]
+    async fn a_region_of_another_family_keeps_nobody_of_another_region_off_the_gateway() {
+        let own = BTreeSet::from([name("east"), name("west")]);
+        let mut change = change(&[("x.example", "x", "east"), ("z.example", "z", "west")], &[]);
+        change.regions.get_mut(&name("east")).unwrap().nodes = ["2001:db8::1".parse().unwrap()].into();
+        let entries = made(&change.regions);
+        // West was led to before, and its doors need not be tried.
+        let west = [("west".to_owned(), Leads::from(BTreeSet::from([IpAddr::from([10, 96, 0, 2])])))].into();
+        let now = HostAliases::default().with(&[wanted("w.example", "w", "west")], &west);
+        let (service, handle) = pair();
+        let server = tokio::spawn(serve(handle, deployment(&now), entries));
+        let hub = Hub::mocked(Client::new(service, "vela-system"));
+        let gateway = hub.gateway(None).await.unwrap();
+        let mut others = vec![wanted("o.example", "o", "east"), wanted("p.example", "p", "west")];
+        let leading = provide(&hub, &gateway, &mut change, &mut others, &own).await.unwrap();
+        assert_eq!(leading.keys().collect::<Vec<_>>(), ["west"]);
+        assert!(change.left_out[&name("east")].cause().ends_with("can't lead to 2001:db8::1"), "{:?}", change.left_out);
+        let left = change.wanted.iter().chain(&others).map(|wanted| wanted.host.as_str()).collect::<Vec<_>>();
+        assert_eq!(left, ["z.example", "p.example"]);
+        drop((hub, gateway));
+        assert_eq!(server.await.unwrap(), Vec::<Value>::new());
     }
 }

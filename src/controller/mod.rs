@@ -50,7 +50,7 @@ use crate::model::names::{CONTROLLER, ClusterName, HubId};
 use crate::model::observed::SeenRegion;
 use crate::model::route::Route;
 use crate::region::Region;
-use crate::rolling::{self, Change};
+use crate::rolling::{self, Change, Rolled};
 
 /// How long from one look to the next, or to asking again for the right to mend.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -346,7 +346,7 @@ impl Controller<'_> {
         }
         if let (Some(change), Ok((gateway, _)), true) = (change(repairs, verdicts), &seen.gateway, lock.held()) {
             let progress = Progress::new(self.hub, None);
-            let rolled = self.patiently(rolling::roll(self.hub, gateway, &progress, change)).await;
+            let rolled = self.patiently(rolling::roll(self.hub, gateway, &progress, change)).await.and_then(Rolled::whole);
             let of_gateway = due.into_iter().filter(|repair| repair.inside().is_none());
             done.extend(of_gateway.map(|repair| (repair, rolled.clone())));
         }

@@ -17,6 +17,7 @@ use crate::model::direct::DirectHosts;
 use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
 use crate::model::names::{ClusterName, DnsName, NAMESPACE};
+use crate::model::once::OnRecord;
 
 /// The Job's ServiceAccount, as clusters name it that are asked as it; and how the controller's begins.
 const ACCOUNT: &str = "system:serviceaccount:vela-system:xregion";
@@ -64,6 +65,12 @@ impl JoinedCluster {
     pub fn wanted(&self) -> Option<Wanted> {
         let membership = self.membership()?;
         Some(Wanted { host: membership.alias, cluster: self.name().parse().ok()?, region: membership.region })
+    }
+
+    /// Its record, as those compare it who were joined at the same time.
+    pub fn on_record(&self) -> Option<OnRecord> {
+        let version = self.version().and_then(|version| version.parse().ok());
+        Some(OnRecord { name: self.name().to_owned(), identity: self.membership()?.identity, version })
     }
 
     /// Its Secret, for those who tell about it.
@@ -189,8 +196,16 @@ impl Hub {
         .await)
     }
 
-    /// Writes xregion's record onto a cluster's Secret.
-    pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<()> {
+    /// Every joined cluster's record. Only that is read: their credentials make up most of what there is of a thousand clusters.
+    pub async fn on_record(&self) -> Result<Vec<OnRecord>> {
+        let params = ListParams::default().labels(CREDENTIAL_TYPE);
+        let list = call("list the records of the joined clusters", self.secrets().list_metadata(&params)).await?;
+        let secrets = list.items.into_iter().map(|one| Secret { metadata: one.metadata, ..Secret::default() });
+        Ok(secrets.filter_map(|secret| JoinedCluster { secret }.on_record()).collect())
+    }
+
+    /// Writes xregion's record onto a cluster's Secret, and gives that.
+    pub async fn record(&self, name: &ClusterName, membership: &Membership) -> Result<JoinedCluster> {
         let recorded = membership.to_annotations();
         let mut annotations = json!(recorded);
         for key in OPTIONAL.into_iter().filter(|key| !recorded.contains_key(*key)) {
@@ -198,9 +213,12 @@ impl Hub {
             annotations[key] = json!(null);
         }
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
-        call(&format!("annotate Secret {NAMESPACE}/{name}"), self.secrets().patch(name.as_str(), &PatchParams::default(), &patch))
-            .await?;
-        Ok(())
+        let secret = call(
+            &format!("annotate Secret {NAMESPACE}/{name}"),
+            self.secrets().patch(name.as_str(), &PatchParams::default(), &patch),
+        )
+        .await?;
+        Ok(JoinedCluster { secret })
     }
 
     /// Puts a cluster's Secret back to what it was: as `before`, or gone.
@@ -248,7 +266,44 @@ fn no_answer(name: &ClusterName, code: Option<u16>, why: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use tower_test::mock::pair;
+
     use super::*;
+
+    #[tokio::test]
+    async fn records_are_read_without_credentials_and_with_their_versions() {
+        let (service, mut handle) = pair::<Request<Body>, Response<Body>>();
+        let hub = Hub::mocked(Client::new(service, "vela-system"));
+        let asking = tokio::spawn(async move { hub.on_record().await });
+        let (request, respond) = handle.next_request().await.unwrap();
+        assert_eq!(request.uri().path(), "/api/v1/namespaces/vela-system/secrets");
+        assert!(request.headers()["accept"].to_str().unwrap().contains("as=PartialObjectMetadataList"));
+        let annotations = Membership {
+            region: "east".parse().unwrap(),
+            upstream: "10.9.0.1".parse().unwrap(),
+            upstream_port: 443,
+            bounds: crate::model::bounds::Bounds::NONE,
+            alias: "a.example".parse().unwrap(),
+            node_port: 30000,
+            mode: crate::model::route::Mode::Port,
+            identity: "uid".into(),
+            expires: None,
+            renews: None,
+            source: None,
+        }
+        .to_annotations();
+        let kind = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"});
+        let mut items = [kind.clone(), kind];
+        items[0]["metadata"] = json!({"name": "a", "resourceVersion": "41", "annotations": annotations});
+        items[1]["metadata"] = json!({"name": "joined-otherwise", "resourceVersion": "42"});
+        let list = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": items});
+        respond.send_response(Response::new(Body::from(list.to_string().into_bytes())));
+        let want = OnRecord { name: "a".into(), identity: "uid".into(), version: Some(41) };
+        assert_eq!(asking.await.unwrap().unwrap(), [want]);
+    }
 
     #[test]
     fn a_cluster_s_host_is_the_name_in_its_endpoint() {

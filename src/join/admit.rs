@@ -5,6 +5,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 use tokio::time::{Instant, sleep};
 
+use super::prove::second_name;
 use super::{ASK_EVERY, Join, Proven};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
@@ -15,6 +16,7 @@ use crate::model::aliases::Wanted;
 use crate::model::kubeconfig::Credentials;
 use crate::model::membership::{CREDENTIAL_TYPE, Membership};
 use crate::model::names::{ClusterName, DnsName};
+use crate::model::once::earlier_name;
 use crate::rolling::{self, Change};
 use crate::undo::Step;
 use crate::vela;
@@ -23,7 +25,7 @@ use crate::vela;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Leads the host names of all that are proven to their regions' nodes in every gateway pod, in one rollout and without a failed
-/// request. A cluster whose name is not admitted fails alone.
+/// request. A cluster whose name is not admitted fails alone, and so do those of a region that is in trouble.
 pub(super) async fn roll<'a>(
     hub: &Hub,
     gateway: &Gateway,
@@ -42,11 +44,14 @@ pub(super) async fn roll<'a>(
     if change.wanted.is_empty() {
         return Ok(proven);
     }
-    rolling::roll(hub, gateway, progress, change).await?;
+    let rolled = rolling::roll(hub, gateway, progress, change).await?;
     let now = gateway.aliases().await?;
     let admitted = |one: Result<Proven<'a>>| {
         let mut proven = one?;
         let wanted = proven.join.wanted(&proven.membership.alias);
+        if let Some(failure) = rolled.refusal(&wanted, &now) {
+            return Err(failure);
+        }
         if !now.has(&wanted) {
             now.admit_move(&wanted)?;
             return Err(Failure::new(
@@ -107,20 +112,40 @@ impl Join<'_> {
         let name = &self.member.cluster;
         let before = self.before.clone();
         let is_current = before.as_ref().is_some_and(|cluster| self.is_current(cluster, membership));
-        if !is_current {
+        let note_before = || {
             self.undo.note(Step::RestoreCluster(Box::new(self.hub.clone()), name.clone(), before.clone().map(Box::new)));
+        };
+        if !is_current {
+            note_before();
             let kubeconfig = self.access.to_kubeconfig(name.as_str(), &membership.endpoint());
             vela::cluster_join(&self.order.vela, name, &kubeconfig, &self.member.labels).await?;
             self.changed = true;
         }
         self.answers(membership).await?;
         let recorded = before.as_ref().and_then(JoinedCluster::membership);
-        if is_current && recorded.as_ref() == Some(membership) {
+        if is_current {
+            if recorded.as_ref() == Some(membership) {
+                return Ok(());
+            }
+            note_before();
+        }
+        let written = self.hub.record(name, membership).await?;
+        self.changed = true;
+        // Who was there before the run does not give way to who came meanwhile.
+        if self.member.allow_second_name || recorded.is_some_and(|recorded| recorded.identity == membership.identity) {
             return Ok(());
         }
-        self.hub.record(name, membership).await?;
-        self.changed = true;
-        Ok(())
+        self.check_once(&written).await
+    }
+
+    /// The cluster must not have got another name since its identity was looked for: other runs may have joined it meanwhile.
+    async fn check_once(&self, written: &JoinedCluster) -> Result<()> {
+        let records = self.shared.records.get(self.hub.on_record()).await?;
+        let run = self.order.members.iter().map(|member| member.cluster.as_str()).collect();
+        match written.on_record().as_ref().and_then(|own| earlier_name(own, &run, &records)) {
+            Some(other) => Err(second_name(other)),
+            None => Ok(()),
+        }
     }
 
     /// Whether KubeVela has the cluster with just this address, authority, credentials, and at least these labels.

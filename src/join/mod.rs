@@ -36,6 +36,7 @@ use crate::model::lifetime;
 use crate::model::membership::{Membership, Origin};
 use crate::model::names::{ApiHost, ClusterName, DnsName, NAMESPACE, SecretName, Slot};
 use crate::model::nodes::{EntryNode, aliased_addresses};
+use crate::model::once::OnRecord;
 use crate::model::region::{Entry, SNI_PORT};
 use crate::model::report::Report;
 use crate::model::route::{Laid, Mode, Serving, Way, server_name, slots};
@@ -110,6 +111,8 @@ struct Shared {
     desks: BTreeMap<ClusterName, Arc<Desk>>,
     /// The identities of the hub's clusters, by their names.
     identities: Sharing<Vec<(String, Option<String>)>>,
+    /// What the hub has on record of its clusters.
+    records: Sharing<Vec<OnRecord>>,
 }
 
 /// What is to be known of a region's proxies to tell whether they serve a route.
@@ -133,6 +136,7 @@ impl Shared {
             direct: hub.direct_hosts().await?,
             proxies: order.members.iter().map(|member| (member.region.clone(), Sharing::default())).collect(),
             identities: Sharing::default(),
+            records: Sharing::default(),
         })
     }
 }

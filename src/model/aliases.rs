@@ -339,20 +339,27 @@ impl HostAliases {
     /// # Errors
     /// A line of the hosts file would be too long.
     pub fn check_limit(&self) -> Result<()> {
-        for entry in &self.entries {
-            let length = line_length(entry);
-            if length > LINE_LIMIT {
-                return Err(Failure::new(
-                    Kind::AliasLimit,
-                    format!(
-                        "the host aliases of {} would make a line of {length} bytes, and the gateway can't read lines of 64 KiB",
-                        entry["ip"]
-                    ),
-                    "let host aliases lead to Services, which share the names (vela addon upgrade xregion hostAliases=services), or use a further proxy cluster",
-                ));
-            }
+        match self.overlong_entry() {
+            None => Ok(()),
+            Some(entry) => Err(Failure::new(
+                Kind::AliasLimit,
+                format!(
+                    "the host aliases of {} would make a line of {} bytes, and the gateway can't read lines of 64 KiB",
+                    entry["ip"],
+                    line_length(entry)
+                ),
+                "let host aliases lead to Services, which share the names (vela addon upgrade xregion hostAliases=services), or use a further proxy cluster",
+            )),
         }
-        Ok(())
+    }
+
+    /// The address whose line is refused for its length, if one is.
+    pub fn overlong(&self) -> Option<IpAddr> {
+        self.overlong_entry().and_then(address)
+    }
+
+    fn overlong_entry(&self) -> Option<&Value> {
+        self.entries.iter().find(|entry| line_length(entry) > LINE_LIMIT)
     }
 }
 

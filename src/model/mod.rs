@@ -19,6 +19,7 @@ pub mod names;
 pub mod nginx;
 pub mod nodes;
 pub mod observed;
+pub mod once;
 pub mod overview;
 pub mod plan;
 pub mod pods;
