@@ -62,6 +62,11 @@ impl Hub {
 
     /// Writes until the Services of a region have what it needs; gives what they are then, and whether anything was written.
     pub async fn settle(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
+        let _turn = self.turns.entries.lock().await;
+        self.settle_in_turn(region, needs).await
+    }
+
+    async fn settle_in_turn(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
         let mut written = false;
         for _ in 0..ATTEMPTS {
             let now = self.entries_of(region).await?;
@@ -78,11 +83,12 @@ impl Hub {
 
     /// Takes a port off the Services of a region; with its last port a Service goes.
     pub async fn close(&self, region: &ClusterName, port: u16) -> Result<()> {
+        let _turn = self.turns.entries.lock().await;
         for _ in 0..ATTEMPTS {
             let less = self.entries_of(region).await?.without(region, port);
             if less.is_empty() {
                 // Off the EndpointSlices, too.
-                return self.settle(region, &Needs::default()).await.map(drop);
+                return self.settle_in_turn(region, &Needs::default()).await.map(drop);
             }
             let written = less.into_iter().map(|(name, version, patch)| async move {
                 match patch {
@@ -97,6 +103,7 @@ impl Hub {
 
     /// Takes the Services of a region away, but for those that somebody changes just now.
     pub async fn close_all(&self, region: &ClusterName) -> Result<()> {
+        let _turn = self.turns.entries.lock().await;
         for (name, version) in self.entries_of(region).await?.versions(region) {
             self.remove_service(&name, version).await?;
         }
