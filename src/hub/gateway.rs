@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::progress::Progress;
-use super::{Hub, Turns, call, gone_is_fine};
+use super::{Hub, Turns, answer, call, explain, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
@@ -222,10 +222,11 @@ impl Gateway {
                 return Ok(false);
             };
             let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-            match self.deployments.patch(&self.name, &params, &Patch::Merge(&patch)).await {
+            let what = format!("patch Deployment {}", self.name);
+            match answer(&what, self.deployments.patch(&self.name, &params, &Patch::Merge(&patch))).await? {
                 Ok(_) => return Ok(true),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return call(&format!("patch Deployment {}", self.name), async { Err(error) }).await,
+                Err(error) => return Err(explain(&what, &error)),
             }
         }
         Err(Failure::new(

@@ -155,15 +155,18 @@ fn bound(config: &mut Config) {
 
 /// One call to the hub's API, with its bound, and its error in the words of `what` (such as "read Secret a/b").
 pub async fn call<T>(what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(CALL_TIMEOUT, future).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(explain(what, &error)),
-        Err(_) => Err(Failure::new(
+    answer(what, future).await?.map_err(|error| explain(what, &error))
+}
+
+/// The same for whoever makes something of its errors: within the bound, since kube's client tries some requests anew for minutes.
+async fn answer<T>(what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>> {
+    tokio::time::timeout(CALL_TIMEOUT, future).await.map_err(|_| {
+        Failure::new(
             Kind::HubUnreachable,
             format!("can't {what}: no answer within {} s", CALL_TIMEOUT.as_secs()),
             "check the hub's API server",
-        )),
-    }
+        )
+    })
 }
 
 /// A deletion, of which the outcome counts: whether there was anything to delete.

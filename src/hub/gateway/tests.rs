@@ -3,6 +3,7 @@ use http::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
 use serde_json::json;
+use tokio::time::timeout;
 use tower_test::mock::{Handle, pair};
 
 use super::*;
@@ -23,6 +24,14 @@ fn gateway(client: &Client) -> Gateway {
         cut: false,
         smooth: false,
         turns: Arc::default(),
+    }
+}
+
+fn wanted(number: usize) -> Wanted {
+    Wanted {
+        host: format!("c{number}.example").parse().unwrap(),
+        cluster: format!("c{number}").parse().unwrap(),
+        region: "proxy-east".parse().unwrap(),
     }
 }
 
@@ -61,11 +70,6 @@ async fn serve(mut handle: Handle<Request<Body>, Response<Body>>, mut deployment
 
 #[tokio::test]
 async fn many_that_take_their_names_off_at_once_all_do() {
-    let wanted = |number| Wanted {
-        host: format!("c{number}.example").parse().unwrap(),
-        cluster: format!("c{number}").parse().unwrap(),
-        region: "proxy-east".parse().unwrap(),
-    };
     let all: Vec<Wanted> = (0..20).map(wanted).collect();
     let (service, handle) = pair();
     let server = tokio::spawn(serve(handle, deployment(&all)));
@@ -80,4 +84,20 @@ async fn many_that_take_their_names_off_at_once_all_do() {
     }
     drop(gateway);
     assert_eq!(rollout::host_aliases(&server.await.unwrap()).unwrap(), HostAliases::default());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_that_takes_no_change_is_not_waited_for_without_end() {
+    let (service, mut handle) = pair::<Request<Body>, Response<Body>>();
+    tokio::spawn(async move {
+        let (_, respond) = handle.next_request().await.unwrap();
+        respond.send_response(Response::new(Body::from(serde_json::to_vec(&deployment(&[wanted(1)])).unwrap())));
+        let held = handle.next_request().await;
+        handle.next_request().await;
+        drop(held);
+    });
+    let gateway = gateway(&Client::new(service, NAMESPACE));
+    let Wanted { host, cluster, .. } = wanted(1);
+    let changed = timeout(Duration::from_secs(30), gateway.change(|now| Ok(now.without(&host, &cluster)))).await.unwrap();
+    assert_eq!(changed.unwrap_err().kind, Kind::HubUnreachable);
 }
