@@ -43,6 +43,15 @@ pub struct Region {
 }
 
 impl Region {
+    /// A region that a test answers for.
+    #[cfg(test)]
+    pub(crate) fn mocked(name: &str, client: Client) -> Self {
+        let settings = r#"{"nodes":{"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{},
+            "timeouts":{"connectSeconds":3,"idleSeconds":1,"drainSeconds":1}}"#;
+        let (name, settings) = (name.parse().unwrap(), Settings::parse(settings).unwrap());
+        Self { name, settings, client, dry_run: false, desk: Arc::default() }
+    }
+
     /// The same region, where writes are checked by its API server and not kept.
     pub fn rehearsing(&self) -> Self {
         Self { dry_run: true, ..self.clone() }

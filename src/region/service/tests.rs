@@ -25,17 +25,7 @@ async fn scenario<T>(run: impl AsyncFnOnce(Region) -> T, answers: Vec<(Method, u
 }
 
 fn region(service: mock::Mock<Request<Body>, Response<Body>>) -> Region {
-    Region {
-        name: "proxy-east".parse().unwrap(),
-        settings: crate::model::region::Region::parse(
-            r#"{"nodes":{"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{},
-                "timeouts":{"connectSeconds":3,"idleSeconds":1,"drainSeconds":1}}"#,
-        )
-        .unwrap(),
-        client: Client::new(service, "default"),
-        dry_run: false,
-        desk: Arc::default(),
-    }
+    Region::mocked("proxy-east", Client::new(service, "default"))
 }
 
 /// Answers until nobody asks any more. Whoever asks for the Lease finds it as `leases` says, one after the other, and then nobody's.
