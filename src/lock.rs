@@ -73,14 +73,21 @@ impl Lock {
     /// Gives the right to the next one at once.
     pub async fn release(self) {
         self.renewal.abort();
-        let Ok(Some(mut lease)) = self.leases.get_opt(self.name).await else { return };
+        // The next one waits for the Lease to run out if this fails.
+        match timeout(RENEW_EVERY, self.give_up()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, lease = %self.name, "it was not released"),
+            Err(_) => tracing::debug!(lease = %self.name, "it was not released in time"),
+        }
+    }
+
+    async fn give_up(&self) -> kube::Result<()> {
+        let Some(mut lease) = self.leases.get_opt(self.name).await? else { return Ok(()) };
         if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&self.holder)) {
             spec.holder_identity = None;
-            // The next one waits for the Lease to run out if this fails.
-            if let Err(error) = self.leases.replace(self.name, &PostParams::default(), &lease).await {
-                tracing::debug!(%error, lease = %self.name, "it was not released");
-            }
+            self.leases.replace(self.name, &PostParams::default(), &lease).await?;
         }
+        Ok(())
     }
 }
 
@@ -213,6 +220,17 @@ mod tests {
         answer(&mut server, 200, &lease("other")).await;
         lock.lost().await;
         assert!(!lock.held() && renewed.elapsed() <= RENEW_EVERY + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_is_not_taken_back_is_left_to_run_out() {
+        let (lock, mut server) = taken().await;
+        tokio::spawn(async move {
+            let held = server.next_request().await;
+            server.next_request().await;
+            drop(held);
+        });
+        timeout(Duration::from_secs(10), lock.release()).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,11 +9,11 @@ use futures::future::join_all;
 
 use crate::error::Failure;
 use crate::hub::Hub;
-use crate::hub::clusters::JoinedCluster;
+use crate::hub::clusters::{JoinedCluster, JoinedWith};
 use crate::hub::gateway::Gateway;
 use crate::hub::leftovers::Leftover;
 use crate::model::aliases::Wanted;
-use crate::model::names::{ClusterName, DnsName};
+use crate::model::names::{ClusterName, DnsName, Slot};
 use crate::model::route::Route;
 use crate::region::{Region, release_ports};
 
@@ -22,20 +22,36 @@ pub const PATIENCE: Duration = Duration::from_secs(25);
 
 /// One step back. Each is noted *before* the step forth is taken, and does nothing where that never happened.
 pub enum Step {
-    /// Take the ports of this name from the region's Service, and from what leads there on the hub.
-    ReleasePorts(Box<Hub>, Box<Region>, String),
-    /// Remove the route of this name.
-    RemoveRoute(Box<Region>, String),
-    /// Write the route as it was.
-    PutRoute(Box<Region>, Box<Route>),
+    /// Take the ports of the cluster's slot from the region's Service, and from what leads there on the hub.
+    ReleasePorts(Box<Hub>, Box<Region>, ClusterName, Slot),
+    /// Remove this route. Another run may have written there since, and joined by it.
+    RemoveRoute(Box<Region>, Box<Route>),
+    /// Write the route as it was, where it is as it was written.
+    PutRoute {
+        /// Where it is.
+        region: Box<Region>,
+        /// What this run wrote.
+        written: Box<Route>,
+        /// What was there.
+        before: Box<Route>,
+    },
     /// Take the cluster's claim to the host name from the gateway.
     DropAlias(Box<Gateway>, DnsName, ClusterName),
     /// Leave the host name on the gateway to whoever made it, led to where it led.
     DisownAlias(Box<Gateway>, DnsName, BTreeSet<IpAddr>),
     /// Lead the host name on the gateway to where it led.
     PutAlias(Box<Gateway>, Wanted, BTreeSet<IpAddr>),
-    /// Put the cluster's Secret back.
-    RestoreCluster(Box<Hub>, ClusterName, Option<Box<JoinedCluster>>),
+    /// Put the cluster's Secret back, where it is as it was joined.
+    RestoreCluster {
+        /// Where it is.
+        hub: Box<Hub>,
+        /// The cluster.
+        name: ClusterName,
+        /// What it was joined with.
+        joined: Box<JoinedWith>,
+        /// What was there.
+        before: Option<Box<JoinedCluster>>,
+    },
     /// Forget that the cluster has something left in a region: it stays there.
     ForgetLeftover(Box<Hub>, Leftover),
 }
@@ -43,13 +59,17 @@ pub enum Step {
 impl Step {
     async fn take(&self) -> Result<(), Failure> {
         match self {
-            Self::ReleasePorts(hub, region, name) => release_ports(hub, region, name).await.map(drop),
-            Self::RemoveRoute(region, name) => region.remove_route(name).await.map(drop),
-            Self::PutRoute(region, route) => region.put_route(route).await.map(drop),
+            Self::ReleasePorts(hub, region, cluster, slot) => {
+                let (port, route) = (hub.id.port_name(cluster, *slot), hub.id.route_name(cluster, *slot));
+                // This run's route is removed by now: one that listens there is another run's, or was there before.
+                if region.listens(&route, &port).await? { Ok(()) } else { release_ports(hub, region, &port).await.map(drop) }
+            }
+            Self::RemoveRoute(region, written) => region.take_back_route(written).await,
+            Self::PutRoute { region, written, before } => region.put_back_route(written, before).await,
             Self::DropAlias(gateway, host, cluster) => gateway.change(|now| Ok(now.without(host, cluster))).await.map(drop),
             Self::DisownAlias(gateway, host, addresses) => gateway.change(|now| Ok(now.disowned(host, addresses))).await.map(drop),
             Self::PutAlias(gateway, wanted, addresses) => gateway.change(|now| Ok(now.put_back(wanted, addresses))).await.map(drop),
-            Self::RestoreCluster(hub, name, before) => hub.restore(name, before.as_deref()).await,
+            Self::RestoreCluster { hub, name, joined, before } => hub.restore(name, joined, before.as_deref()).await,
             Self::ForgetLeftover(hub, leftover) => hub.remove_leftover(leftover).await,
         }
     }
@@ -115,3 +135,6 @@ pub async fn undo_within(undos: &[Undo], patience: Duration) -> Option<Result<()
     let undone = tokio::time::timeout(patience, join_all(undos.iter().map(Undo::all))).await;
     undone.ok().map(|all| all.into_iter().collect())
 }
+
+#[cfg(test)]
+mod tests;

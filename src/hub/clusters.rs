@@ -6,15 +6,16 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Secret};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource as _};
+use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::{Hub, call};
 use crate::error::{Failure, Kind, Result};
 use crate::model::aliases::Wanted;
 use crate::model::direct::DirectHosts;
-use crate::model::kubeconfig::Credentials;
+use crate::model::kubeconfig::{Access, Credentials};
 use crate::model::membership::{CREDENTIAL_TYPE, Membership, OPTIONAL};
 use crate::model::names::{ClusterName, DnsName, NAMESPACE};
 use crate::model::once::OnRecord;
@@ -44,6 +45,22 @@ impl JoinedCluster {
     /// Whether the hub shows its credentials for it already to whoever has a certificate for this name by one of these authorities.
     pub fn is_shown_to(&self, name: &DnsName, ca: &[u8]) -> bool {
         self.host().as_ref() == Some(name) && self.data("ca.crt") == Some(ca)
+    }
+
+    /// Whether KubeVela has it with just this address, and this authority and these credentials.
+    pub fn is_reached_by(&self, endpoint: &str, access: &Access) -> bool {
+        let credentials = match &access.credentials {
+            Credentials::Token(token) => {
+                self.label(CREDENTIAL_TYPE) == Some("ServiceAccountToken")
+                    && self.data("token") == Some(token.expose_secret().as_bytes())
+            }
+            Credentials::Certificate(certificate, key) => {
+                self.label(CREDENTIAL_TYPE) == Some("X509Certificate")
+                    && self.data("tls.crt") == Some(certificate)
+                    && self.data("tls.key") == Some(key.expose_secret().as_bytes())
+            }
+        };
+        credentials && self.endpoint() == Some(endpoint) && self.data("ca.crt") == Some(&access.ca)
     }
 
     /// A value of the Secret's data.
@@ -108,6 +125,24 @@ impl JoinedCluster {
 impl From<Secret> for JoinedCluster {
     fn from(secret: Secret) -> Self {
         Self { secret }
+    }
+}
+
+/// What a run joins a cluster with, which tells its Secret from that of another run.
+pub struct JoinedWith {
+    /// How the cluster is asked.
+    pub access: Access,
+    /// What is recorded in the end.
+    pub membership: Membership,
+}
+
+impl JoinedWith {
+    /// Whether a Secret is what the run made of the one before, be it that it is not recorded yet.
+    fn made(&self, now: &JoinedCluster, before: Option<&JoinedCluster>) -> bool {
+        let record = now.membership();
+        let is_mine =
+            record.is_none() || record.as_ref() == Some(&self.membership) || record == before.and_then(JoinedCluster::membership);
+        is_mine && now.is_reached_by(&self.membership.endpoint(), &self.access)
     }
 }
 
@@ -221,12 +256,21 @@ impl Hub {
         Ok(JoinedCluster { secret })
     }
 
-    /// Puts a cluster's Secret back to what it was: as `before`, or gone.
-    pub async fn restore(&self, name: &ClusterName, before: Option<&JoinedCluster>) -> Result<()> {
+    /// Puts a cluster's Secret back to what it was: as `before`, or gone. What another run has made of it since stays.
+    pub async fn restore(&self, name: &ClusterName, joined: &JoinedWith, before: Option<&JoinedCluster>) -> Result<()> {
         let what = format!("restore Secret {NAMESPACE}/{name}");
-        match (before, call(&what, self.secrets().get_opt(name.as_str())).await?) {
+        let now = call(&what, self.secrets().get_opt(name.as_str())).await?;
+        if now.clone().is_some_and(|secret| !joined.made(&JoinedCluster { secret }, before)) {
+            tracing::info!(cluster = %name, "its Secret is not what this run made, and is left as it is");
+            return Ok(());
+        }
+        match (before, now) {
             (None, None) => Ok(()),
-            (None, Some(_)) => call(&what, self.secrets().delete(name.as_str(), &Default::default())).await.map(drop),
+            (None, Some(Secret { metadata, .. })) => {
+                let preconditions = Preconditions { resource_version: metadata.resource_version, uid: metadata.uid };
+                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+                call(&what, self.secrets().delete(name.as_str(), &params)).await.map(drop)
+            }
             (Some(before), now) => {
                 let mut secret = before.secret.clone();
                 secret.metadata.managed_fields = None;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Hub, call, gone_is_fine};
+use super::{Hub, answer, call, explain};
 use crate::error::{Failure, Kind, Result};
 use crate::model::entries::{Door, Entries, HUB_NAMESPACE, KIND_ENTRY, Needs, Write, by_region};
 use crate::model::names::{ClusterName, JOB, KIND, MANAGER, NAMESPACE};
@@ -62,6 +62,11 @@ impl Hub {
 
     /// Writes until the Services of a region have what it needs; gives what they are then, and whether anything was written.
     pub async fn settle(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
+        let _turn = self.turns.entries.lock().await;
+        self.settle_in_turn(region, needs).await
+    }
+
+    async fn settle_in_turn(&self, region: &ClusterName, needs: &Needs) -> Result<(Entries, bool)> {
         let mut written = false;
         for _ in 0..ATTEMPTS {
             let now = self.entries_of(region).await?;
@@ -78,11 +83,12 @@ impl Hub {
 
     /// Takes a port off the Services of a region; with its last port a Service goes.
     pub async fn close(&self, region: &ClusterName, port: u16) -> Result<()> {
+        let _turn = self.turns.entries.lock().await;
         for _ in 0..ATTEMPTS {
             let less = self.entries_of(region).await?.without(region, port);
             if less.is_empty() {
                 // Off the EndpointSlices, too.
-                return self.settle(region, &Needs::default()).await.map(drop);
+                return self.settle_in_turn(region, &Needs::default()).await.map(drop);
             }
             let written = less.into_iter().map(|(name, version, patch)| async move {
                 match patch {
@@ -97,6 +103,7 @@ impl Hub {
 
     /// Takes the Services of a region away, but for those that somebody changes just now.
     pub async fn close_all(&self, region: &ClusterName) -> Result<()> {
+        let _turn = self.turns.entries.lock().await;
         for (name, version) in self.entries_of(region).await?.versions(region) {
             self.remove_service(&name, version).await?;
         }
@@ -106,8 +113,7 @@ impl Hub {
     async fn remove_service(&self, name: &str, version: String) -> Result<()> {
         let preconditions = Preconditions { resource_version: Some(version), uid: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        let deleted = gone_is_fine(self.entry_services().delete(name, &params)).await.map(drop);
-        outcome(&format!("remove Service {HUB_NAMESPACE}/{name}"), deleted).await
+        outcome(&format!("remove Service {HUB_NAMESPACE}/{name}"), self.entry_services().delete(name, &params)).await
     }
 
     async fn write_entry(&self, write: Write) -> Result<()> {
@@ -118,20 +124,20 @@ impl Hub {
             Write::CreateService(service) => {
                 let service: Service = typed(service)?;
                 let what = format!("create Service {HUB_NAMESPACE}/{}", service.name_any());
-                outcome(&what, services.create(&create, &service).await.map(drop)).await
+                outcome(&what, services.create(&create, &service)).await
             }
             Write::PatchService(name, patch) => {
-                let patched = services.patch(&name, &change, &Patch::Merge(&patch)).await.map(drop);
-                outcome(&format!("change Service {HUB_NAMESPACE}/{name}"), patched).await
+                let patch = Patch::Merge(&patch);
+                outcome(&format!("change Service {HUB_NAMESPACE}/{name}"), services.patch(&name, &change, &patch)).await
             }
             Write::CreateSlice(slice) => {
                 let slice: EndpointSlice = typed(slice)?;
                 let what = format!("create EndpointSlice {HUB_NAMESPACE}/{}", slice.name_any());
-                outcome(&what, slices.create(&create, &slice).await.map(drop)).await
+                outcome(&what, slices.create(&create, &slice)).await
             }
             Write::ReplaceSlice(name, slice) => {
-                let replaced = slices.replace(&name, &create, &typed(slice)?).await.map(drop);
-                outcome(&format!("change EndpointSlice {HUB_NAMESPACE}/{name}"), replaced).await
+                let slice = typed(slice)?;
+                outcome(&format!("change EndpointSlice {HUB_NAMESPACE}/{name}"), slices.replace(&name, &create, &slice)).await
             }
         }
     }
@@ -187,10 +193,10 @@ async fn opens(Door { ip, ports }: &Door, until: Instant) -> bool {
 }
 
 /// A write's outcome; that somebody else was faster is none of its errors.
-async fn outcome(what: &str, written: kube::Result<()>) -> Result<()> {
-    match written {
+async fn outcome<T>(what: &str, write: impl Future<Output = kube::Result<T>>) -> Result<()> {
+    match answer(what, write).await? {
         Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(()),
-        written => call(what, async { written }).await,
+        written => written.map(drop).map_err(|error| explain(what, &error)),
     }
 }
 
@@ -204,4 +210,36 @@ fn contended(region: &ClusterName) -> Failure {
         format!("the Services of region {region} in {HUB_NAMESPACE} were changed by others at each of {ATTEMPTS} attempts"),
         "find the other writer (kubectl get services -o yaml --show-managed-fields), then try again",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::json;
+    use tower_test::mock::pair;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hub_that_takes_no_service_is_not_waited_for_without_end() {
+        let (service, mut handle) = pair::<Request<Body>, Response<Body>>();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Some((request, respond)) = handle.next_request().await {
+                if request.method() == Method::GET {
+                    let list = json!({"kind": "List", "metadata": {}, "items": []}).to_string();
+                    respond.send_response(Response::new(Body::from(list.into_bytes())));
+                } else {
+                    held.push(respond);
+                }
+            }
+        });
+        let hub = Hub::mocked(Client::new(service, NAMESPACE));
+        let needs = Needs { ports: [30000].into(), nodes: [[10, 0, 1, 1].into()].into(), shards: 1, ..Needs::default() };
+        let region = "proxy-east".parse().unwrap();
+        let settled = timeout(Duration::from_secs(30), hub.settle(&region, &needs)).await.unwrap();
+        assert_eq!(settled.unwrap_err().kind, Kind::HubUnreachable);
+    }
 }

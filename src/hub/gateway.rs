@@ -1,6 +1,7 @@
 //! The hub's cluster-gateway: its Deployment is found, changed under optimistic locking, and waited for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::progress::Progress;
-use super::{Hub, call, gone_is_fine};
+use super::{Hub, Turns, answer, call, explain, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::Lock;
 use crate::model::aliases::HostAliases;
@@ -66,6 +67,7 @@ pub struct Gateway {
     cut: bool,
     /// Whether changes put back what makes rollouts smooth, also where that alone was lost.
     smooth: bool,
+    turns: Arc<Turns>,
 }
 
 /// The gateway's Deployment as it was at one moment.
@@ -139,6 +141,7 @@ impl Hub {
             dry_run: false,
             cut: false,
             smooth: false,
+            turns: self.turns.clone(),
         })
     }
 }
@@ -210,6 +213,7 @@ impl Gateway {
 
     /// Changes the host aliases by a rule, over whatever else changes there meanwhile. Returns whether anything was written.
     pub async fn change(&self, rule: impl Fn(&HostAliases) -> Result<HostAliases>) -> Result<bool> {
+        let _turn = self.turns.gateway.lock().await;
         for _ in 0..ATTEMPTS {
             let deployment = self.read().await?;
             let wanted = rule(&rollout::host_aliases(&deployment)?)?;
@@ -218,10 +222,11 @@ impl Gateway {
                 return Ok(false);
             };
             let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-            match self.deployments.patch(&self.name, &params, &Patch::Merge(&patch)).await {
+            let what = format!("patch Deployment {}", self.name);
+            match answer(&what, self.deployments.patch(&self.name, &params, &Patch::Merge(&patch))).await? {
                 Ok(_) => return Ok(true),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return call(&format!("patch Deployment {}", self.name), async { Err(error) }).await,
+                Err(error) => return Err(explain(&what, &error)),
             }
         }
         Err(Failure::new(
@@ -362,3 +367,6 @@ fn runs(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     !matches!(phase, Some("Failed" | "Succeeded"))
 }
+
+#[cfg(test)]
+mod tests;

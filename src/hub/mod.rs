@@ -11,11 +11,13 @@ pub mod progress;
 pub mod renewal;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
+use tokio::sync::Mutex;
 
 use crate::connect;
 use crate::error::{Failure, Kind, Result};
@@ -41,6 +43,17 @@ pub struct Hub {
     client: Client,
     /// Which hub it is.
     pub id: HubId,
+    turns: Arc<Turns>,
+}
+
+/// What the clusters of this process write by turns. Of many that write one object at once, one gets through each time, and the others use
+/// up their attempts.
+#[derive(Debug, Default)]
+struct Turns {
+    /// At the gateway's Deployment.
+    gateway: Mutex<()>,
+    /// At the Services that host aliases lead to.
+    entries: Mutex<()>,
 }
 
 impl Hub {
@@ -70,14 +83,14 @@ impl Hub {
             .metadata
             .uid
             .ok_or_else(|| Failure::new(Kind::Unexpected, "the hub's namespace kube-system has no UID", "report this"))?;
-        Ok(Self { config, client, id: HubId::new(uid) })
+        Ok(Self { config, client, id: HubId::new(uid), turns: Arc::default() })
     }
 
     /// A hub that a test answers for.
     #[cfg(test)]
     pub(crate) fn mocked(client: Client) -> Self {
         let config = Config::new(http::Uri::from_static("http://hub.example"));
-        Self { config, client, id: HubId::new("a-hub") }
+        Self { config, client, id: HubId::new("a-hub"), turns: Arc::default() }
     }
 
     /// The client, for calls that this module does not name.
@@ -142,15 +155,18 @@ fn bound(config: &mut Config) {
 
 /// One call to the hub's API, with its bound, and its error in the words of `what` (such as "read Secret a/b").
 pub async fn call<T>(what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(CALL_TIMEOUT, future).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(explain(what, &error)),
-        Err(_) => Err(Failure::new(
+    answer(what, future).await?.map_err(|error| explain(what, &error))
+}
+
+/// The same for whoever makes something of its errors: within the bound, since kube's client tries some requests anew for minutes.
+async fn answer<T>(what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>> {
+    tokio::time::timeout(CALL_TIMEOUT, future).await.map_err(|_| {
+        Failure::new(
             Kind::HubUnreachable,
             format!("can't {what}: no answer within {} s", CALL_TIMEOUT.as_secs()),
             "check the hub's API server",
-        )),
-    }
+        )
+    })
 }
 
 /// A deletion, of which the outcome counts: whether there was anything to delete.

@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
-use secrecy::ExposeSecret as _;
 use tokio::time::{Instant, sleep};
 
 use super::prove::second_name;
 use super::{ASK_EVERY, Join, Proven};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
-use crate::hub::clusters::{Identity, JoinedCluster};
+use crate::hub::clusters::{Identity, JoinedCluster, JoinedWith};
 use crate::hub::gateway::Gateway;
 use crate::hub::progress::{Progress, Stage};
 use crate::model::aliases::Wanted;
-use crate::model::kubeconfig::Credentials;
-use crate::model::membership::{CREDENTIAL_TYPE, Membership};
+use crate::model::membership::Membership;
 use crate::model::names::{ClusterName, DnsName};
 use crate::model::once::earlier_name;
 use crate::rolling::{self, Change};
@@ -113,7 +111,12 @@ impl Join<'_> {
         let before = self.before.clone();
         let is_current = before.as_ref().is_some_and(|cluster| self.is_current(cluster, membership));
         let note_before = || {
-            self.undo.note(Step::RestoreCluster(Box::new(self.hub.clone()), name.clone(), before.clone().map(Box::new)));
+            self.undo.note(Step::RestoreCluster {
+                hub: Box::new(self.hub.clone()),
+                name: name.clone(),
+                joined: Box::new(JoinedWith { access: self.access.clone(), membership: membership.clone() }),
+                before: before.clone().map(Box::new),
+            });
         };
         if !is_current {
             note_before();
@@ -150,20 +153,7 @@ impl Join<'_> {
 
     /// Whether KubeVela has the cluster with just this address, authority, credentials, and at least these labels.
     pub(super) fn is_current(&self, cluster: &JoinedCluster, membership: &Membership) -> bool {
-        let credentials = match &self.access.credentials {
-            Credentials::Token(token) => {
-                cluster.label(CREDENTIAL_TYPE) == Some("ServiceAccountToken")
-                    && cluster.data("token") == Some(token.expose_secret().as_bytes())
-            }
-            Credentials::Certificate(certificate, key) => {
-                cluster.label(CREDENTIAL_TYPE) == Some("X509Certificate")
-                    && cluster.data("tls.crt") == Some(certificate)
-                    && cluster.data("tls.key") == Some(key.expose_secret().as_bytes())
-            }
-        };
-        credentials
-            && cluster.endpoint() == Some(&membership.endpoint())
-            && cluster.data("ca.crt") == Some(&self.access.ca)
+        cluster.is_reached_by(&membership.endpoint(), &self.access)
             && self.member.labels.iter().all(|label| cluster.label(&label.key) == Some(&label.value))
     }
 

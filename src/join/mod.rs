@@ -151,9 +151,7 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
         let (shared, gateway) = (&shared, &gateway);
         async move {
             let proven = prove(hub, order, member, gateway, tell, undo, shared).await;
-            // Many that undo at once would contend for one Service.
-            let _turn = shared.turns.acquire().await;
-            settled(proven, tell, undo).await
+            settled(proven, tell, undo, &shared.turns).await
         }
     }))
     .await;
@@ -162,7 +160,7 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
 
     let permits = Semaphore::new(vela::AT_ONCE);
     let joined = join_all(rolled.into_iter().zip(&tellers).zip(undos).map(|((proven, tell), undo)| {
-        let permits = &permits;
+        let (permits, shared) = (&permits, &shared);
         async move {
             let joined = async {
                 let mut proven = proven?;
@@ -170,7 +168,7 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
                 proven.register().await?;
                 Ok(proven)
             };
-            let joined = settled(joined.await, tell, undo).await;
+            let joined = settled(joined.await, tell, undo, &shared.turns).await;
             if joined.is_ok() {
                 // From here on it is joined, and nothing is undone.
                 undo.forget();
@@ -180,16 +178,23 @@ pub async fn join(hub: &Hub, order: &Order, progress: &Progress, undos: &[Undo])
     }))
     .await;
     admit::drop_old_aliases(hub, &gateway, progress, &joined).await;
-    Ok(join_all(joined.into_iter().map(|proven| async { Ok(proven?.finish().await) })).await)
+    let finished = joined.into_iter().map(|proven| async {
+        let proven = proven?;
+        let _turn = shared.turns.acquire().await;
+        Ok(proven.finish().await)
+    });
+    Ok(join_all(finished).await)
 }
 
 /// Undoes what a cluster's join did, if it failed.
-async fn settled<T>(outcome: Result<T>, tell: &Teller<'_>, undo: &Undo) -> Result<T> {
+async fn settled<T>(outcome: Result<T>, tell: &Teller<'_>, undo: &Undo, turns: &Semaphore) -> Result<T> {
     let Err(mut failure) = outcome else { return outcome };
-    if undo.mark() > 0
-        && let Err(other) = undo.all().await
-    {
-        failure = failure.and(&format!("and not everything could be undone: {}", other.cause()));
+    if undo.mark() > 0 {
+        // Many that undo at once would contend for one Service.
+        let _turn = turns.acquire().await;
+        if let Err(other) = undo.all().await {
+            failure = failure.and(&format!("and not everything could be undone: {}", other.cause()));
+        }
     }
     tell.stage(Stage::Failed, &failure.to_string()).await;
     Err(failure)

@@ -86,19 +86,16 @@ impl Join<'_> {
             Mode::Port => Some(self.lay_ports(&route, preferred).await?),
             Mode::Sni => {
                 // The Service may have come with this route.
-                let none = self.hub.id.port_name(&route.cluster, slot);
-                self.undo.note(self.release(none));
+                self.note_ports(slot);
                 None
             }
         };
         route.listen = ports.map_or(route.listen, |ports| ports.listen);
-        if current.as_ref().map(Route::digest) != Some(route.digest()) {
+        let is_new = current.as_ref().map(Route::digest) != Some(route.digest());
+        if is_new {
             // Proven is only what leads where it led.
             (route.alias, route.proven_at) = (None, None);
-            self.undo.note(match current.clone() {
-                Some(current) => Step::PutRoute(Box::new(self.region.clone()), Box::new(current)),
-                None => Step::RemoveRoute(Box::new(self.region.clone()), route.name()),
-            });
+            self.note_route(current.as_ref(), &route);
             route.uid = self.region.put_route(&route).await?;
             self.changed = true;
         }
@@ -132,6 +129,9 @@ impl Join<'_> {
         if route.proven_at.is_none() || route.alias.as_ref() != Some(&alias) {
             route.alias = Some(alias.clone());
             route.proven_at = Some(Timestamp::now());
+            if is_new {
+                self.note_route(current.as_ref(), &route);
+            }
             self.region.put_route(&route).await?;
             self.changed = true;
         }
@@ -152,8 +152,19 @@ impl Join<'_> {
         })
     }
 
-    fn release(&self, port_name: String) -> Step {
-        Step::ReleasePorts(Box::new(self.hub.clone()), Box::new(self.region.clone()), port_name)
+    /// How to take the ports of a slot away again.
+    fn note_ports(&self, slot: Slot) {
+        let (hub, region) = (Box::new(self.hub.clone()), Box::new(self.region.clone()));
+        self.undo.note(Step::ReleasePorts(hub, region, self.member.cluster.clone(), slot));
+    }
+
+    /// How to put the region back to what it was before this route was written.
+    fn note_route(&self, before: Option<&Route>, written: &Route) {
+        let (region, written) = (Box::new(self.region.clone()), Box::new(written.clone()));
+        self.undo.note(match before {
+            Some(before) => Step::PutRoute { region, written, before: Box::new(before.clone()) },
+            None => Step::RemoveRoute(region, written),
+        });
     }
 
     /// Gives a route the ports that are its own.
@@ -171,7 +182,7 @@ impl Join<'_> {
                 ));
             }
             (Some(_), _) => {}
-            (None, _) => self.undo.note(self.release(route.port_name())),
+            (None, _) => self.note_ports(route.slot),
         }
         let ports = self.take_ports(route, preferred.filter(|_| had.is_none())).await?;
         self.changed |= had.is_none();

@@ -164,6 +164,11 @@ impl Route {
         format!("{}@{}", self.digest(), self.uid)
     }
 
+    /// Whether it says just what another says, be that in the same ConfigMap or in one made anew.
+    pub fn says(&self, other: &Self) -> bool {
+        Self { uid: other.uid.clone(), ..self.clone() } == *other
+    }
+
     /// The route as the ConfigMap that is applied to the proxy cluster.
     pub fn to_config_map(&self) -> ConfigMap {
         let mut data = BTreeMap::from([

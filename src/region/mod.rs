@@ -43,6 +43,15 @@ pub struct Region {
 }
 
 impl Region {
+    /// A region that a test answers for.
+    #[cfg(test)]
+    pub(crate) fn mocked(name: &str, client: Client) -> Self {
+        let settings = r#"{"nodes":{"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{},
+            "timeouts":{"connectSeconds":3,"idleSeconds":1,"drainSeconds":1}}"#;
+        let (name, settings) = (name.parse().unwrap(), Settings::parse(settings).unwrap());
+        Self { name, settings, client, dry_run: false, desk: Arc::default() }
+    }
+
     /// The same region, where writes are checked by its API server and not kept.
     pub fn rehearsing(&self) -> Self {
         Self { dry_run: true, ..self.clone() }
@@ -176,11 +185,13 @@ fn speaks(lease: &Lease, now: Timestamp) -> bool {
 
 /// One call to a region's API, with its bound and its error in the words of `what`.
 async fn call<T>(region: &ClusterName, what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(CALL_TIMEOUT, future).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(explain(region, what, &error)),
-        Err(_) => Err(unreachable(region, what, &format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
-    }
+    answer(region, what, future).await?.map_err(|error| explain(region, what, &error))
+}
+
+/// The same for whoever makes something of its errors: within the bound, since kube's client tries some requests anew for minutes.
+async fn answer<T>(region: &ClusterName, what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>> {
+    let silent = |_| unreachable(region, what, &format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
+    tokio::time::timeout(CALL_TIMEOUT, future).await.map_err(silent)
 }
 
 fn explain(region: &ClusterName, what: &str, error: &kube::Error) -> Failure {

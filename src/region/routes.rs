@@ -1,10 +1,11 @@
 //! Route ConfigMaps in the proxy cluster.
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 
-use super::{Region, call};
+use super::{Region, answer, call, explain};
 use crate::error::Result;
 use crate::hub::gone_is_fine;
 use crate::model::drift::last_writer;
@@ -65,5 +66,49 @@ impl Region {
     pub async fn remove_route(&self, name: &str) -> Result<bool> {
         let what = format!("remove route {name}");
         call(&self.name, &what, gone_is_fine(self.maps().delete(name, &Default::default()))).await
+    }
+
+    /// Removes a route that was written, unless another run has written there since.
+    pub async fn take_back_route(&self, written: &Route) -> Result<()> {
+        let Some(there) = self.left_as(written).await? else { return Ok(()) };
+        let preconditions = Preconditions { resource_version: there.resource_version, uid: there.uid };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let name = written.name();
+        self.unless_changed(&format!("remove route {name}"), self.maps().delete(&name, &params)).await
+    }
+
+    /// Writes a route as it was before another was written there, unless another run has written there since.
+    pub async fn put_back_route(&self, written: &Route, before: &Route) -> Result<()> {
+        let Some(there) = self.left_as(written).await? else { return Ok(()) };
+        let (name, mut map) = (before.name(), before.to_config_map());
+        map.metadata.resource_version = there.resource_version;
+        let (maps, params) = (self.maps(), PatchParams::apply(MANAGER).force());
+        self.unless_changed(&format!("write route {name}"), maps.patch(&name, &params, &Patch::Apply(map))).await
+    }
+
+    /// What tells the ConfigMap of a route from later ones, if it still says what was written there.
+    async fn left_as(&self, written: &Route) -> Result<Option<ObjectMeta>> {
+        let name = written.name();
+        let found = call(&self.name, &format!("read route {name}"), self.maps().get_opt(&name)).await?;
+        let Some(map) = found else { return Ok(None) };
+        if Route::from_config_map(&map).is_ok_and(|route| route.says(written)) {
+            return Ok(Some(map.metadata));
+        }
+        tracing::info!(route = %name, region = %self.name, "it says something else than was written, and is left as it is");
+        Ok(None)
+    }
+
+    /// A write's outcome; what somebody else has changed or removed meanwhile is left to him.
+    async fn unless_changed<T>(&self, what: &str, write: impl Future<Output = kube::Result<T>>) -> Result<()> {
+        match answer(&self.name, what, write).await? {
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(()),
+            written => written.map(drop).map_err(|error| explain(&self.name, what, &error)),
+        }
+    }
+
+    /// Whether there is a route of that name which listens on the port of that name.
+    pub async fn listens(&self, name: &str, port_name: &str) -> Result<bool> {
+        let Some(route) = self.route(name).await? else { return Ok(false) };
+        Ok(route.mode() == Mode::Port && self.ports(port_name).await?.is_some_and(|ports| ports.listen == route.listen))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -13,15 +13,15 @@ use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::net::lookup_host;
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as Turn;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::desk::{Want, Wanted};
-use super::{Region, call};
+use super::{Region, answer, call, explain};
 use crate::error::{Failure, Kind, Result};
 use crate::lock::{Lock, holder_name};
 use crate::model::drift::last_writer;
-use crate::model::names::{KIND, MANAGER, NAMESPACE};
+use crate::model::names::{ClusterName, KIND, MANAGER, NAMESPACE};
 use crate::model::nodes::{EntryNode, of_load_balancer};
 use crate::model::ports::{self, Ports};
 use crate::model::region::{KIND_PROXY, SERVICE, SERVICE_BESIDE, SNI_PORT};
@@ -39,8 +39,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long the hub's DNS may take.
 const DNS_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The same among the clusters of this process, which are one holder of the Lease.
-static WRITING: Mutex<()> = Mutex::const_new(());
+/// The same among the clusters of this process, which are one holder of the Lease: of each region, for one that is silent holds up no other.
+static WRITING: Mutex<BTreeMap<ClusterName, Arc<Turn<()>>>> = Mutex::new(BTreeMap::new());
 
 /// What a write to the Service came to.
 enum Write {
@@ -341,7 +341,8 @@ impl Region {
 
     /// Reads and writes the Service while nobody else does.
     async fn alone<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let _writing = WRITING.lock().await;
+        let turn = WRITING.lock().unwrap_or_else(PoisonError::into_inner).entry(self.name.clone()).or_default().clone();
+        let _writing = turn.lock().await;
         let lock = if self.dry_run { None } else { self.lock().await };
         let done = work.await;
         if let Some(lock) = lock {
@@ -377,7 +378,7 @@ impl Region {
         let service: DynamicObject = serde_json::from_value(merged(service, &wanted(&self.settings)))
             .map_err(|error| Failure::new(Kind::Unexpected, error.to_string(), "report this"))?;
         let params = PostParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()) };
-        self.outcome("create", called, self.services().create(&params, &service).await.map(drop)).await
+        self.outcome("create", called, self.services().create(&params, &service)).await
     }
 
     async fn patch_ports(&self, called: &str, service: &Value, ports: &[Value]) -> Result<Write> {
@@ -386,20 +387,20 @@ impl Region {
             patch = merged(patch, &wanted(&self.settings));
         }
         let params = PatchParams { dry_run: self.dry_run, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        let written = self.services().patch(called, &params, &Patch::Merge(&patch)).await;
-        self.outcome("change", called, written.map(drop)).await
+        self.outcome("change", called, self.services().patch(called, &params, &Patch::Merge(&patch))).await
     }
 
     async fn delete_service(&self, called: &str, service: &Value) -> Result<Write> {
         let text = |key: &str| service["metadata"][key].as_str().map(str::to_owned);
         let preconditions = Preconditions { resource_version: text("resourceVersion"), uid: text("uid") };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        self.outcome("remove", called, self.services().delete(called, &params).await.map(drop)).await
+        self.outcome("remove", called, self.services().delete(called, &params)).await
     }
 
-    async fn outcome(&self, verb: &str, called: &str, written: kube::Result<()>) -> Result<Write> {
-        match written {
-            Ok(()) => Ok(Write::Done),
+    async fn outcome<T>(&self, verb: &str, called: &str, write: impl Future<Output = kube::Result<T>>) -> Result<Write> {
+        let what = format!("{verb} Service {NAMESPACE}/{called}");
+        match answer(&self.name, &what, write).await? {
+            Ok(_) => Ok(Write::Done),
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Write::Conflict),
             // Kubernetes tells it only in the text, and in two ways: 422 for another Service's port, 500 within the same one.
             Err(kube::Error::Api(status))
@@ -412,7 +413,7 @@ impl Region {
                 format!("region {}: its proxy cluster has no such node port: {}", self.name, status.message),
                 "let nodePorts at its xregion-proxy be of those that its API server has (--service-node-port-range)",
             )),
-            Err(error) => call(&self.name, &format!("{verb} Service {NAMESPACE}/{called}"), async { Err(error) }).await,
+            Err(error) => Err(explain(&self.name, &what, &error)),
         }
     }
 

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use http::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
@@ -23,17 +25,7 @@ async fn scenario<T>(run: impl AsyncFnOnce(Region) -> T, answers: Vec<(Method, u
 }
 
 fn region(service: mock::Mock<Request<Body>, Response<Body>>) -> Region {
-    Region {
-        name: "proxy-east".parse().unwrap(),
-        settings: crate::model::region::Region::parse(
-            r#"{"nodes":{"addressType":"InternalIP"},"nodePorts":{"first":30000,"last":30085},"upstreams":{},
-                "timeouts":{"connectSeconds":3,"idleSeconds":1,"drainSeconds":1}}"#,
-        )
-        .unwrap(),
-        client: Client::new(service, "default"),
-        dry_run: false,
-        desk: Arc::default(),
-    }
+    Region::mocked("proxy-east", Client::new(service, "default"))
 }
 
 /// Answers until nobody asks any more. Whoever asks for the Lease finds it as `leases` says, one after the other, and then nobody's.
@@ -506,4 +498,53 @@ async fn the_region_s_own_port_moves_to_where_it_is_wanted_while_nobody_is_reach
 
     let (ports, _) = scenario(wanted, vec![(Method::GET, 200, there), (Method::GET, 200, routes("sni"))]).await;
     assert_eq!(ports.unwrap(), (Ports { listen: SNI_LISTEN, node: 30085 }, false));
+}
+
+/// A region that has an empty Service, and answers writes of it or is silent; gives the number of those, too.
+fn answering(name: &str, writes: bool) -> (Region, Arc<AtomicUsize>) {
+    let (transport, mut handle) = mock::pair::<Request<Body>, Response<Body>>();
+    let (region, asked) = (Region { name: name.parse().unwrap(), ..region(transport) }, Arc::<AtomicUsize>::default());
+    let counted = asked.clone();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some((request, respond)) = handle.next_request().await {
+            let (is_lease, is_read) = (request.uri().path().contains("/leases"), request.method() == Method::GET);
+            let (status, answer) = match (is_lease, is_read) {
+                (true, true) => (404, refusal(404, "not found")),
+                (true, false) => (200, json!({"metadata": {"name": LOCK}})),
+                (false, _) => (200, service("1", &[])),
+            };
+            if !is_lease && !is_read {
+                counted.fetch_add(1, Ordering::Relaxed);
+                if !writes {
+                    held.push(respond);
+                    continue;
+                }
+            }
+            respond.send_response(Response::builder().status(status).body(Body::from(answer.to_string().into_bytes())).unwrap());
+        }
+    });
+    (region, asked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_takes_no_write_is_not_waited_for_without_end() {
+    let (region, asked) = answering("silent", false);
+    let taken = timeout(Duration::from_secs(30), region.take_ports("a", None)).await.unwrap();
+    assert_eq!((taken.unwrap_err().kind, asked.load(Ordering::Relaxed)), (Kind::RegionUnreachable, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_takes_no_write_holds_up_no_other() {
+    let ((first, asked), (second, _)) = (answering("first", false), answering("second", true));
+    let start = Instant::now();
+    let other = async {
+        while asked.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(second.take_ports("a", None).await.unwrap().node, 30000);
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    };
+    let (taken, ()) = timeout(Duration::from_secs(30), async { tokio::join!(first.take_ports("a", None), other) }).await.unwrap();
+    assert!(taken.is_err());
 }
