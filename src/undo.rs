@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -77,11 +78,15 @@ impl Step {
 
 /// The way back of one cluster's join, last step first.
 #[derive(Default)]
-pub struct Undo(Mutex<Vec<Arc<Step>>>);
+pub struct Undo {
+    steps: Mutex<Vec<Arc<Step>>>,
+    /// Whether the cluster is joined, and stays so.
+    forgotten: AtomicBool,
+}
 
 impl Undo {
     fn steps(&self) -> MutexGuard<'_, Vec<Arc<Step>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes how to undo what is done next.
@@ -115,18 +120,34 @@ impl Undo {
         }
     }
 
-    /// Forgets the way back: what was done stays.
+    /// Forgets the way back: the cluster is joined, and what was done stays.
     pub fn forget(&self) {
         self.steps().clear();
+        self.forgotten.store(true, Ordering::Relaxed);
     }
 }
 
-/// The failure of a run that ended early, with what could not be undone of it.
+/// The failure of a run that ended early, with what had been joined by then, and what could not be undone.
 pub async fn undone(undos: &[Undo], failure: Failure) -> Failure {
+    let joined = undos.iter().filter(|undo| undo.forgotten.load(Ordering::Relaxed)).count();
+    let failure = match staying(joined, undos.len()) {
+        Some(staying) => failure.and(&staying),
+        None => failure,
+    };
     match undo_within(undos, PATIENCE).await {
         Some(Ok(())) => failure,
         Some(Err(other)) => failure.and(&format!("and not everything could be undone: {}", other.cause())),
         None => failure.and("and not everything could be undone in time"),
+    }
+}
+
+/// What stays of a run of so many clusters.
+fn staying(joined: usize, of: usize) -> Option<String> {
+    match joined {
+        0 => None,
+        _ if of == 1 => Some("the cluster is joined, and stays so".to_owned()),
+        1 => Some(format!("1 of {of} clusters is joined, and stays so")),
+        _ => Some(format!("{joined} of {of} clusters are joined, and stay so")),
     }
 }
 

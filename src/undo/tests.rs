@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tower_test::mock::{Handle, pair};
 
 use super::*;
+use crate::error::Kind;
 use crate::model::bounds::Bounds;
 use crate::model::kubeconfig::{Access, Credentials};
 use crate::model::membership::{CREDENTIAL_TYPE, Membership};
@@ -200,4 +201,25 @@ async fn a_cluster_is_put_back_only_as_long_as_it_is_what_this_run_joined() {
             "{object}"
         );
     }
+}
+
+#[test]
+fn a_run_that_ends_early_tells_how_many_are_joined() {
+    for (joined, of, told) in [
+        (0, 1, None),
+        (0, 50, None),
+        (1, 1, Some("the cluster is joined, and stays so")),
+        (1, 50, Some("1 of 50 clusters is joined, and stays so")),
+        (7, 50, Some("7 of 50 clusters are joined, and stay so")),
+    ] {
+        assert_eq!(staying(joined, of).as_deref(), told);
+    }
+}
+
+#[tokio::test]
+async fn what_was_undone_is_not_told_as_joined() {
+    let undos = [Undo::default(), Undo::default(), Undo::default()];
+    undos[1].forget();
+    let failure = undone(&undos, Failure::new(Kind::Timeout, "the time given (60 s) was over", "give more")).await;
+    assert_eq!(failure.cause(), "the time given (60 s) was over; 1 of 3 clusters is joined, and stays so");
 }
