@@ -1,6 +1,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Mutex;
 
+use futures::future::join_all;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Message;
@@ -138,6 +139,25 @@ async fn an_address_follows_its_ttl_and_the_last_good_one_survives_a_failure() {
 
     names.want(BTreeSet::new());
     assert!(names.known().is_empty() && names.wanted.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_names_are_not_asked_all_at_once_and_one_that_is_alone_does_not_wait() {
+    let (turns, start) = (Turns::default(), tokio::time::Instant::now());
+    drop(turns.next().await);
+    assert!(start.elapsed() < PACE);
+    let all = (0..100).map(async |_| {
+        let _turn = turns.next().await;
+        sleep(Duration::from_secs(5)).await;
+    });
+    join_all(all).await;
+    let (least, most) = (PACE * 100, PACE * 100 + Duration::from_millis(50));
+    let spread = start.elapsed() - Duration::from_secs(5);
+    assert!((least..most).contains(&spread), "{spread:?}");
+    sleep(Duration::from_secs(60)).await;
+    let later = tokio::time::Instant::now();
+    drop(turns.next().await);
+    assert!(later.elapsed() < PACE, "and no turns were saved up");
 }
 
 #[test]
