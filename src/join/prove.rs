@@ -26,8 +26,6 @@ use crate::undo::Step;
 
 /// How long the ready proxies may take to take up a route, which is less than a stage is believed: behind a thousand others, on a busy machine, they have taken half of it.
 const UPTAKE_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a region's DNS may give no answer: its resolver asks each name anew every three seconds, and waits five for the answer.
-const DNS_PATIENCE: Duration = Duration::from_secs(20);
 /// How long clouds may take to make a load balancer, or to give it one more port.
 const LOAD_BALANCER_PATIENCE: Duration = Duration::from_secs(240);
 const ASK_LOAD_BALANCER_EVERY: Duration = Duration::from_secs(2);
@@ -252,8 +250,8 @@ impl Join<'_> {
             };
             let message = match state {
                 Uptake::Everywhere => return Ok(()),
-                // It is asked again and again.
-                Uptake::Failed { proxy, problem } if problem.reason == Reason::Unanswered && start.elapsed() < DNS_PATIENCE => {
+                // Its DNS is asked again and again: each lookup is given five seconds, and three after it the next one begins.
+                Uptake::Failed { proxy, problem } if problem.reason == Reason::Unanswered && start.elapsed() < UPTAKE_PATIENCE => {
                     format!("{} (says {proxy})", problem.message)
                 }
                 Uptake::Failed { proxy, problem } => {
