@@ -145,6 +145,8 @@ pub fn measure(lab: &Lab, binary: &Path, progress: &Progress) -> Result<Measured
 pub fn clean_up(lab: &Lab) -> Result<()> {
     let label = format!("{LABEL}=scale");
     lab.run_within("hub", &["kubectl", "delete", "secrets", "-n", NAMESPACE, "-l", &label], STEP)?.success()?;
+    let routes = ["kubectl", "delete", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=route"];
+    lab.run_within(REGION, &routes, STEP)?.success()?;
     if lab.place(PLACE).is_ok() {
         // Not there when nothing was measured.
         drop(lab.remove_address(PLACE, Bridge::East, ADDRESS));
@@ -199,13 +201,16 @@ impl Plan<'_> {
         let asked: Vec<&Business> = [east.first(), east.last(), elsewhere.last()].into_iter().flatten().collect();
         let known = asked.iter().filter(|business| resolves(&hosts, &business.host)).map(|business| business.name.clone());
         let answers = asked.iter().filter(|business| joins::await_usable(lab, &business.name, Instant::now()).is_ok());
-        Ok(Measured {
+        let measured = Measured {
             stages,
             regions: regions.len() + 2,
             asked: asked.iter().map(|business| business.name.clone()).collect(),
             known: known.collect(),
             answered: answers.map(|business| business.name.clone()).collect(),
-        })
+        };
+        // Clearing up takes minutes, and may fail.
+        progress.step(&format!("measured\n{}", measured.to_table()));
+        Ok(measured)
     }
 
     fn look(&self, number: u16) -> Result<Stage> {
