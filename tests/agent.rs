@@ -524,7 +524,7 @@ async fn an_agent_follows_the_cluster_and_says_what_it_serves() {
         (&first, Some(Reason::Invalid)),
         (&own, Some(Reason::Refused)),
         (&clash, None),
-        (&unresolved, Some(Reason::Unresolvable)),
+        (&unresolved, Some(Reason::Unanswered)),
         (&taken, Some(Reason::Rejected)),
         (&by_name, None),
         (&by_same_name, None),

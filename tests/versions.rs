@@ -75,6 +75,7 @@ fn a_proxys_report_is_read_with_what_a_later_one_adds() {
     assert_eq!((problem.reason, problem.message.as_str()), (Reason::Other, "too much at once"));
     for (reason, text) in [
         (Reason::Unresolvable, "Unresolvable"),
+        (Reason::Unanswered, "Unanswered"),
         (Reason::Refused, "Refused"),
         (Reason::Invalid, "Invalid"),
         (Reason::Rejected, "Rejected"),
