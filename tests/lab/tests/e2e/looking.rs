@@ -127,6 +127,7 @@ fn c_lost_route_is_named_and_comes_back_by_joining_again() {
 }
 
 #[test]
+#[ignore = "make test-faults"]
 fn d_lost_host_alias_is_named_and_comes_back_by_joining_again() {
     let lab = joined();
     let patch = r#"{"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
