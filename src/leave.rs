@@ -108,13 +108,12 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
     for leftover in &traces.leftovers {
         let place = format!("region {}", leftover.region);
         let region = Region::enter(hub, &leftover.region).await?;
-        for slot in Slot::ALL {
-            let (port, route) = (hub.id.port_name(name, slot), hub.id.route_name(name, slot));
-            if region.ports(&port).await?.is_some() {
-                remove(&place, format!("Service {NAMESPACE}/{SERVICE}, port {port}"));
+        for (slot, laid) in Slot::ALL.into_iter().zip(region.laid(&hub.id, name).await?) {
+            if laid.ports.is_some() {
+                remove(&place, format!("Service {NAMESPACE}/{SERVICE}, port {}", hub.id.port_name(name, slot)));
             }
-            if region.route(&route).await?.is_some() {
-                remove(&place, format!("ConfigMap {NAMESPACE}/{route}"));
+            if laid.route.is_some() {
+                remove(&place, format!("ConfigMap {NAMESPACE}/{}", hub.id.route_name(name, slot)));
             }
         }
     }
@@ -233,13 +232,8 @@ async fn routed_in(hub: &Hub, cluster: &ClusterName) -> Result<(BTreeSet<Cluster
     let joined: Vec<_> = hub.joined_clusters().await?.into_iter().filter(|cluster| cluster.membership().is_none()).collect();
     let asked = joined.iter().filter_map(|cluster| cluster.name().parse::<ClusterName>().ok()).map(|name| async move {
         let found = async {
-            let region = Region::enter(hub, &name).await?;
-            let mut found = false;
-            for slot in Slot::ALL {
-                found |= region.ports(&hub.id.port_name(cluster, slot)).await?.is_some();
-                found |= region.route(&hub.id.route_name(cluster, slot)).await?.is_some();
-            }
-            Ok::<_, Failure>(found)
+            let laid = Region::enter(hub, &name).await?.laid(&hub.id, cluster).await?;
+            Ok::<_, Failure>(laid.iter().any(|laid| laid.route.is_some() || laid.ports.is_some()))
         };
         let found = found.await;
         (name, found)

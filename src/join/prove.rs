@@ -24,7 +24,8 @@ use crate::model::route::{Laid, Mode, Route};
 use crate::probe::{self, Door};
 use crate::undo::Step;
 
-/// How long the ready proxies may take to take up a route, which is less than a stage is believed: behind a thousand others, on a busy machine, they have taken half of it.
+/// How long the ready proxies may take to take up a route, which is less than a stage is believed. (Behind 700 others, on a busy machine,
+/// 30 s were too few.)
 const UPTAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long clouds may take to make a load balancer, or to give it one more port.
 const LOAD_BALANCER_PATIENCE: Duration = Duration::from_secs(240);
@@ -41,11 +42,7 @@ fn pause(start: Instant) -> Duration {
 impl Join<'_> {
     /// What the region has of the cluster, slot by slot.
     pub(super) async fn laid(&self) -> Result<[Laid; 2]> {
-        let (id, name) = (&self.hub.id, &self.member.cluster);
-        let called = Slot::ALL.map(|slot| id.port_name(name, slot));
-        let [first, second] = self.region.ports_of(called.each_ref().map(String::as_str)).await?;
-        let of = async |slot, ports| Ok::<_, Failure>(Laid { route: self.region.route(&id.route_name(name, slot)).await?, ports });
-        Ok([of(Slot::First, first).await?, of(Slot::Second, second).await?])
+        self.region.laid(&self.hub.id, &self.member.cluster).await
     }
 
     /// The route to the upstream asked for, with what is known of the one that is in its slot now; it has no port yet.

@@ -19,11 +19,12 @@ use serde::de::DeserializeOwned;
 use self::desk::Desk;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::{Hub, root_cause};
-use crate::model::names::{ClusterName, KIND, NAMESPACE};
+use crate::model::names::{ClusterName, HubId, KIND, NAMESPACE, Slot};
 use crate::model::nodes::{EntryNode, entry_nodes, with_proxies_of};
 use crate::model::pods::is_ready;
 use crate::model::region::{CONFIG_MAP, Entry, KEY, KIND_PROXY, Region as Settings, TrafficPolicy};
 use crate::model::report::{APPLIED, Report};
+use crate::model::route::Laid;
 use crate::model::traffic::{TRAFFIC, Traffic};
 
 /// How long any single call may take before it is given up: it crosses two API servers and the gateway.
@@ -85,6 +86,14 @@ impl Region {
             )
         })?;
         Ok(Self { name: name.clone(), settings, client, dry_run: false, desk: Arc::default() })
+    }
+
+    /// What the region has of a hub's cluster, slot by slot.
+    pub async fn laid(&self, hub: &HubId, cluster: &ClusterName) -> Result<[Laid; 2]> {
+        let called = Slot::ALL.map(|slot| hub.port_name(cluster, slot));
+        let [first, second] = self.ports_of(called.each_ref().map(String::as_str)).await?;
+        let of = async |slot, ports| Ok::<_, Failure>(Laid { route: self.route(&hub.route_name(cluster, slot)).await?, ports });
+        Ok([of(Slot::First, first).await?, of(Slot::Second, second).await?])
     }
 
     /// The nodes the hub enters by, ready or not; or the addresses of the load balancer, if there is one yet.
