@@ -316,6 +316,7 @@ mod tests {
     use tower_test::mock::pair;
 
     use super::*;
+    use crate::model::observed::sample;
 
     #[tokio::test]
     async fn records_are_read_without_credentials_and_with_their_versions() {
@@ -325,20 +326,7 @@ mod tests {
         let (request, respond) = handle.next_request().await.unwrap();
         assert_eq!(request.uri().path(), "/api/v1/namespaces/vela-system/secrets");
         assert!(request.headers()["accept"].to_str().unwrap().contains("as=PartialObjectMetadataList"));
-        let annotations = Membership {
-            region: "east".parse().unwrap(),
-            upstream: "10.9.0.1".parse().unwrap(),
-            upstream_port: 443,
-            bounds: crate::model::bounds::Bounds::NONE,
-            alias: "a.example".parse().unwrap(),
-            node_port: 30000,
-            mode: crate::model::route::Mode::Port,
-            identity: "uid".into(),
-            expires: None,
-            renews: None,
-            source: None,
-        }
-        .to_annotations();
+        let annotations = Membership { identity: "uid".into(), ..sample::membership("a", "10.9.0.1", 30000) }.to_annotations();
         let kind = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"});
         let mut items = [kind.clone(), kind];
         items[0]["metadata"] = json!({"name": "a", "resourceVersion": "41", "annotations": annotations});

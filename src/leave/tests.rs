@@ -4,10 +4,9 @@ use kube::client::Body;
 use tower_test::mock::{Handle, pair};
 
 use super::*;
-use crate::model::bounds::Bounds;
 use crate::model::entries::{HUB_NAMESPACE, Needs, Write};
 use crate::model::membership::{CREDENTIAL_TYPE, Membership};
-use crate::model::route::Mode;
+use crate::model::observed::sample;
 
 fn region() -> ClusterName {
     "proxy-east".parse().unwrap()
@@ -15,19 +14,7 @@ fn region() -> ClusterName {
 
 /// The Secret of a cluster joined through a region.
 fn joined(name: &str, region: &str) -> Value {
-    let membership = Membership {
-        region: region.parse().unwrap(),
-        upstream: "10.9.0.1".parse().unwrap(),
-        upstream_port: 443,
-        bounds: Bounds::NONE,
-        alias: format!("{name}.example").parse().unwrap(),
-        node_port: 30000,
-        mode: Mode::Port,
-        identity: "uid".into(),
-        expires: None,
-        renews: None,
-        source: None,
-    };
+    let membership = Membership { region: region.parse().unwrap(), ..sample::membership(name, "10.9.0.1", 30000) };
     let labels = json!({CREDENTIAL_TYPE: "X509Certificate"});
     json!({"metadata": {"name": name, "labels": labels, "annotations": membership.to_annotations()}})
 }

@@ -291,6 +291,7 @@ mod tests {
 
     use super::*;
     use crate::model::names::{HubId, Slot};
+    use crate::model::observed::sample;
     use crate::model::region::SNI_LISTEN;
     use crate::model::sources::SourceRanges;
 
@@ -312,19 +313,7 @@ mod tests {
     }
 
     fn served(cluster: &str, upstream: &str, addresses: &[&str]) -> Served {
-        let route = Route {
-            slot: Slot::First,
-            hub: HubId::new("hub-uid"),
-            cluster: cluster.parse().unwrap(),
-            host: upstream.parse().unwrap(),
-            port: 443,
-            listen: 8000,
-            bounds: Bounds::NONE,
-            server_name: None,
-            alias: None,
-            proven_at: None,
-            uid: String::new(),
-        };
+        let route = sample::route(cluster, Slot::First, upstream, 8000);
         Served { route, addresses: addresses.iter().map(|address| address.parse().unwrap()).collect() }
     }
 

@@ -324,21 +324,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::observed::sample;
 
+    /// Not proven yet.
     fn route() -> Route {
-        Route {
-            slot: Slot::First,
-            hub: HubId::new("hub-uid"),
-            cluster: "business-a".parse().unwrap(),
-            host: "api.example".parse().unwrap(),
-            port: 443,
-            listen: 8000,
-            bounds: Bounds::NONE,
-            server_name: None,
-            alias: None,
-            proven_at: None,
-            uid: String::new(),
-        }
+        let proven = sample::route("business-a", Slot::First, "api.example", 8000);
+        Route { alias: None, proven_at: None, uid: String::new(), ..proven }
     }
 
     fn narrow() -> Bounds {

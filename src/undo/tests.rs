@@ -10,13 +10,12 @@ use tower_test::mock::{Handle, pair};
 
 use super::*;
 use crate::error::Kind;
-use crate::model::bounds::Bounds;
 use crate::model::kubeconfig::{Access, Credentials};
 use crate::model::membership::{CREDENTIAL_TYPE, Membership};
 use crate::model::names::HubId;
+use crate::model::observed::sample;
 use crate::model::ports::{self, Ports};
 use crate::model::region::SERVICE;
-use crate::model::route::Mode;
 
 fn cluster() -> ClusterName {
     "a".parse().unwrap()
@@ -29,19 +28,7 @@ fn hub_id() -> HubId {
 
 /// A route to this host, as it is before it is proven.
 fn route(host: &str) -> Route {
-    Route {
-        slot: Slot::First,
-        hub: hub_id(),
-        cluster: cluster(),
-        host: host.parse().unwrap(),
-        port: 443,
-        listen: 8000,
-        bounds: Bounds::NONE,
-        server_name: None,
-        alias: None,
-        proven_at: None,
-        uid: String::new(),
-    }
+    Route { hub: hub_id(), alias: None, proven_at: None, uid: String::new(), ..sample::route("a", Slot::First, host, 8000) }
 }
 
 fn proven(host: &str, at: i64) -> Route {
@@ -144,19 +131,8 @@ async fn ports_stay_with_the_route_that_listens_there() {
 }
 
 fn membership(upstream: &str) -> Membership {
-    Membership {
-        region: "undone".parse().unwrap(),
-        upstream: upstream.parse().unwrap(),
-        upstream_port: 443,
-        bounds: Bounds::NONE,
-        alias: "api.example".parse().unwrap(),
-        node_port: 30000,
-        mode: Mode::Port,
-        identity: "uid".into(),
-        expires: None,
-        renews: None,
-        source: None,
-    }
+    let joined = sample::membership("a", upstream, 30000);
+    Membership { region: "undone".parse().unwrap(), alias: "api.example".parse().unwrap(), ..joined }
 }
 
 /// A cluster's Secret with this token, and with this record if there is one.

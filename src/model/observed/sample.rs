@@ -73,8 +73,9 @@ pub fn inside(network: u8, routes: Vec<Route>) -> Inside {
     }
 }
 
-fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
-    let membership = Membership {
+/// How a cluster of region east is joined.
+pub fn membership(cluster: &str, host: &str, node_port: u16) -> Membership {
+    Membership {
         region: name("proxy-east"),
         upstream: host.parse::<ApiHost>().unwrap(),
         upstream_port: 443,
@@ -86,7 +87,11 @@ fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
         expires: None,
         renews: None,
         source: None,
-    };
+    }
+}
+
+fn cluster(cluster: &str, host: &str, node_port: u16) -> SeenCluster {
+    let membership = membership(cluster, host, node_port);
     SeenCluster {
         name: name(cluster),
         endpoint: Some(membership.endpoint()),
