@@ -193,7 +193,7 @@ impl Plan<'_> {
                 progress.step(&format!("  {} clusters after {join_s:.0} s", joined + part * LIST + list.len()));
             }
             joined = routes;
-            let stage = Stage { join_s, once_more, ..self.look(number)? };
+            let stage = self.look(number, join_s, once_more)?;
             progress.step(&format!("  {stage:?}"));
             stages.push(stage);
         }
@@ -213,7 +213,7 @@ impl Plan<'_> {
         Ok(measured)
     }
 
-    fn look(&self, number: u16) -> Result<Stage> {
+    fn look(&self, number: u16, join_s: f64, once_more: usize) -> Result<Stage> {
         let (lab, since) = (self.lab, Timestamp::now());
         let first = FIRST_MORE + number * MORE;
         let one_more = route_live::one_after_another(lab, &self.first, first..first + MORE)?;
@@ -228,8 +228,8 @@ impl Plan<'_> {
         };
         Ok(Stage {
             routes: count(lab)?,
-            join_s: 0.0,
-            once_more: 0,
+            join_s,
+            once_more,
             agent: most(|command| command.contains("xregion\0agent\0"))?,
             nginx: most(|command| command.starts_with("nginx: worker"))?,
             reload: median(&batch::reload_times(lab, since)?),
@@ -307,14 +307,15 @@ fn join(lab: &Lab, name: &str, members: &[Value]) -> Result<f64> {
 /// seconds of all, and how many times something was not joined.
 fn join_patiently(lab: &Lab, progress: &Progress, name: &str, members: &[Value]) -> Result<(f64, usize)> {
     let started = Instant::now();
-    for failures in 0..ONCE_MORE {
-        match join(lab, &format!("{name}-{failures}"), members) {
-            Ok(_) => return Ok((started.elapsed().as_secs_f64(), failures)),
-            Err(failure) => progress.step(&format!("  not all joined after {:.0} s: {failure:#}", started.elapsed().as_secs_f64())),
+    let mut failures = 0;
+    while let Err(failure) = join(lab, &format!("{name}-{failures}"), members) {
+        if failures == ONCE_MORE {
+            return Err(failure);
         }
+        progress.step(&format!("  not all joined after {:.0} s: {failure:#}", started.elapsed().as_secs_f64()));
+        failures += 1;
     }
-    join(lab, &format!("{name}-{ONCE_MORE}"), members)?;
-    Ok((started.elapsed().as_secs_f64(), ONCE_MORE))
+    Ok((started.elapsed().as_secs_f64(), failures))
 }
 
 /// How many clusters of region east are joined.
