@@ -237,7 +237,9 @@ fn batch(lab: &Lab, progress: &Progress) -> Result<batch::Measured> {
 fn data_path(lab: &Lab, dist: &Dist, progress: &Progress) -> Result<data_path::Measured> {
     progress.step("data path: enabling the addon, placing region east, starting a business cluster");
     let compared = build::ensure_compared(progress)?;
-    enable(lab, dist)?;
+    publish(lab, dist)?;
+    lab.vela_up(&site::region_with("proxy-east", &data_path::region()))?;
+    lab.await_running("region-proxy-east")?;
     let fresh = Fresh::start(lab, "p", 1)?;
     data_path::measure(lab, &compared, progress, &fresh.names[0])
 }
