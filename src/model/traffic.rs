@@ -155,11 +155,14 @@ impl Traffic {
 
 /// What a region carried for one hub.
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RegionTraffic {
     /// The region.
     pub region: ClusterName,
     /// Since when, as the proxy says that counts longest; none where no proxy tells.
     pub since: Option<Timestamp>,
+    /// Since when all of its proxies count: what others had carried before, in whose place some came, is lost.
+    pub all_since: Option<Timestamp>,
     /// Why it could not be asked, if it could not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -196,12 +199,13 @@ impl RegionTraffic {
             let Carried { sessions, failed, open, to_cluster, from_cluster } = carried;
             ClusterTraffic { cluster, sessions, failed, open, bytes_to_cluster: to_cluster, bytes_from_cluster: from_cluster }
         });
-        Self { region, since: proxies.iter().map(|traffic| traffic.since).min(), why: None, clusters: clusters.collect() }
+        let begun = || proxies.iter().map(|traffic| traffic.since);
+        Self { region, since: begun().min(), all_since: begun().max(), why: None, clusters: clusters.collect() }
     }
 
     /// One that could not be asked.
     pub fn unread(region: ClusterName, why: &str) -> Self {
-        Self { region, since: None, why: Some(why.to_owned()), clusters: vec![] }
+        Self { region, since: None, all_since: None, why: Some(why.to_owned()), clusters: vec![] }
     }
 }
 
@@ -232,11 +236,13 @@ pub fn table(regions: &[RegionTraffic]) -> String {
         let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
     for region in regions {
-        let _ = match (&region.since, &region.why) {
-            (_, Some(why)) => writeln!(text, "{}: not asked: {why}", region.region),
-            (Some(since), None) => writeln!(text, "{}: since {since:.0}", region.region),
-            (None, None) => writeln!(text, "{}: no proxy tells of its traffic", region.region),
+        let told = match (&region.since, &region.all_since, &region.why) {
+            (_, _, Some(why)) => format!("not asked: {why}"),
+            (Some(since), Some(all), None) if since != all => format!("since {since:.0}, by all of its proxies since {all:.0}"),
+            (Some(since), _, None) => format!("since {since:.0}"),
+            (None, _, None) => "no proxy tells of its traffic".to_owned(),
         };
+        let _ = writeln!(text, "{}: {told}", region.region);
     }
     text.trim_end().to_owned()
 }
@@ -321,8 +327,10 @@ mod tests {
         let dead = RegionTraffic::unread("west".parse().unwrap(), "it is dead");
         let want = "REGION  CLUSTER  SESSIONS  FAILED  OPEN  TO CLUSTER  FROM CLUSTER\n\
                     east    a               4       2     2     1.4 KiB       3.5 MiB\n\
-                    east: since 1970-01-01T00:00:30Z\nwest: not asked: it is dead";
+                    east: since 1970-01-01T00:00:30Z, by all of its proxies since 1970-01-01T00:01:00Z\nwest: not asked: it is dead";
         assert_eq!(table(&[region, dead]), want);
+        let alike = RegionTraffic::of("east".parse().unwrap(), &hub, &[proxy(60, 0), proxy(60, 0)]);
+        assert!(table(&[alike]).ends_with("east: since 1970-01-01T00:01:00Z"));
     }
 
     #[test]
