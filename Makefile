@@ -57,6 +57,7 @@ dist/faults/xregion: Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 
 test-faults: image addon faults ## what make test has no time for, every kill point among it (as root, about 90 minutes)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1 --nocapture --ignored
+	cargo test --locked -p xregion-lab --test down -- --ignored
 
 test-e2e: image addon faults ## end to end through the vela CLI, on a lab (as root)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
