@@ -6,6 +6,8 @@
 //! Secrets that opted in ─┼─► decide ─► tried lately? ─┬─► join: all that are due, in one order
 //! what is joined ────────┘                            └─► leave, or only let go
 //! ```
+//!
+//! One that is joined is told to be broken while its cluster gives no right answer ([`super::answers`]).
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,7 @@ use futures::try_join;
 use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
+use super::answers::Answers;
 use super::{LOOK_EVERY, Still};
 use crate::cli::MemberArg;
 use crate::error::{Failure, Kind, Result};
@@ -42,6 +45,7 @@ pub(super) struct Members<'a> {
     hub: &'a Hub,
     /// Held by who changes what members look at.
     still: &'a Still,
+    answers: &'a Answers<'a>,
     /// How to undo the joins that are under way.
     undos: Mutex<Arc<Vec<Undo>>>,
 }
@@ -60,8 +64,8 @@ struct Joining<'a> {
 }
 
 impl<'a> Members<'a> {
-    pub fn new(hub: &'a Hub, still: &'a Still) -> Self {
-        Self { hub, still, undos: Mutex::default() }
+    pub fn new(hub: &'a Hub, still: &'a Still, answers: &'a Answers<'a>) -> Self {
+        Self { hub, still, answers, undos: Mutex::default() }
     }
 
     /// Carries out what members ask for, for ever. It may be dropped at any time; then [`Self::undo`] is to be called.
@@ -113,12 +117,7 @@ impl<'a> Members<'a> {
                 (Due::Leave(name), wish) if tries.may(member, &leaving(member, &name), Timestamp::now()) => {
                     leaves.push((member, name, wish.as_ref().ok().map(|(arg, _)| arg.region.clone())));
                 }
-                (Due::Joined, Ok((_, wish))) if !member.stands(State::Joined) => {
-                    // It was changed, could not be joined so, and was changed back.
-                    let membership = clusters.joined.get(&wish.cluster).and_then(Option::as_ref);
-                    let message = membership.map(|one| describe(&one.region, one.node_port, one.mode, None));
-                    self.tell(member, State::Joined, &message.unwrap_or_else(|| "joined".to_owned())).await;
-                }
+                (Due::Joined, Ok((_, wish))) => self.stands(member, &wish.cluster, &clusters).await,
                 (Due::Stand(why), _) => self.tell(member, State::Waiting, &why).await,
                 (Due::Nothing, Err(failure)) if !member.deleted => self.tell(member, State::Failed, &failure.to_string()).await,
                 (Due::Release, _) if lock.held() => note(member, self.hub.release_member(member).await),
@@ -133,6 +132,22 @@ impl<'a> Members<'a> {
             });
         }
         Ok(())
+    }
+
+    /// Tells how a member stands that needs nothing.
+    async fn stands(&self, member: &Declared, cluster: &ClusterName, clusters: &Clusters) {
+        let wrong = self.answers.wrong(cluster);
+        // What its join told stays, and what that had to warn of.
+        if wrong.is_none() && member.stands(State::Joined) {
+            return;
+        }
+        let membership = clusters.joined.get(cluster).and_then(Option::as_ref);
+        let how = membership.map(|one| describe(&one.region, one.node_port, one.mode, None));
+        let how = how.unwrap_or_else(|| "joined".to_owned());
+        match wrong {
+            Some(wrong) => self.tell(member, State::Broken, &format!("{how}, but {wrong}")).await,
+            None => self.tell(member, State::Joined, &how).await,
+        }
     }
 
     fn noted(&self, tries: &mut Tries, member: &Declared, what: &str, outcome: Result<()>) {
@@ -204,6 +219,7 @@ impl<'a> Members<'a> {
     async fn joined(&self, Joining { member, wish, arg }: &Joining<'_>, joined: &Joined) -> Result<()> {
         let message = describe(&arg.region, joined.node_port, arg.mode, joined.warning.as_deref());
         tracing::info!(member = %member.name, cluster = %wish.cluster, "{message}");
+        self.answers.right(&wish.cluster);
         self.hub.member_joined(member, &wish.cluster, &wish.digest, &message).await
     }
 

@@ -11,6 +11,7 @@
 //!
 //! Beside that it renews tokens before they end ([`renewals`]).
 
+mod answers;
 mod members;
 mod metrics;
 mod nodes;
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use futures::future::{join, join_all, join4};
+use futures::future::{join, join_all, join5};
 use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -31,6 +32,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+use self::answers::Answers;
 use self::members::Members;
 use self::metrics::Metrics;
 use self::nodes::{Entrance, Entrances, Nodes};
@@ -180,7 +182,8 @@ impl Controller<'_> {
         let (sender, silent) = watch::channel(BTreeMap::new());
         let nodes = Nodes { hub: self.hub, metrics: self.metrics.clone(), entrances: seen, silent: sender };
         self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let members = Members::new(self.hub, &self.still);
+        let answers = Answers::new(self.hub);
+        let members = Members::new(self.hub, &self.still, &answers);
         let (show, looks) = watch::channel(None);
         let stopped = tokio::select! {
             biased;
@@ -190,9 +193,10 @@ impl Controller<'_> {
                 false
             }
             // Beside each other: a join may take minutes, and what is lost meanwhile must not wait for it.
-            ((), (), (), ()) = join4(
+            ((), (), (), (), ()) = join5(
                 self.follow(lock, show, &entrances, &silent),
                 members.follow(lock),
+                answers.follow(),
                 self.follow_credentials(lock, looks),
                 nodes.follow(lock),
             ) => false,

@@ -42,6 +42,8 @@ pub enum State {
     Joining,
     /// Its cluster is joined as asked for.
     Joined,
+    /// The same, and it gives no right answer over its way now.
+    Broken,
     /// It could not be joined, or could not leave.
     Failed,
     /// It waits for somebody else.
@@ -56,6 +58,7 @@ impl State {
         match self {
             Self::Joining => "joining",
             Self::Joined => "joined",
+            Self::Broken => "broken",
             Self::Failed => "failed",
             Self::Waiting => "waiting",
             Self::Leaving => "leaving",

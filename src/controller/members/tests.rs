@@ -70,13 +70,20 @@ async fn serve(mut handle: Handle<Request<Body>, Response<Body>>, members: Vec<V
 
 /// Looks so many times at a hub; gives what was written to members.
 async fn rounds(count: usize, members: Vec<Value>, joined: Vec<Value>) -> Vec<(String, Value)> {
+    rounds_with(count, members, joined, None).await
+}
+
+/// The same, with what is wrong with the answer of cluster `a`.
+async fn rounds_with(count: usize, members: Vec<Value>, joined: Vec<Value>, wrong: Option<Failure>) -> Vec<(String, Value)> {
     let (service, handle) = pair();
     let server = tokio::spawn(serve(handle, members, joined));
     let hub = Hub::mocked(Client::new(service, "vela-system"));
     let leases = Api::namespaced(hub.client(), "vela-system");
     let lock = Lock::take(leases, "lease", "me").await.unwrap().unwrap();
     let still = Still::default();
-    let (carried, mut tries) = (Members::new(&hub, &still), Tries::default());
+    let answers = Answers::new(&hub);
+    wrong.into_iter().for_each(|wrong| answers.note(&"a".parse().unwrap(), wrong));
+    let (carried, mut tries) = (Members::new(&hub, &still, &answers), Tries::default());
     for _ in 0..count {
         carried.round(&lock, &mut tries).await.unwrap();
     }
@@ -97,15 +104,30 @@ async fn a_member_is_marked_before_its_join_and_told_why_that_failed() {
     assert!(message.starts_with("the hub has no cluster-gateway") && message.ends_with(')'), "{message}");
 }
 
+/// Member `a`, joined with what it asks for, of which this was told.
+fn joined_and_told(state: &str) -> Value {
+    let digest = digest(PARAMETERS_OF_A, Some(b"kubeconfig"));
+    let told = json!({STATE: state, MESSAGE: "joined through east, port 30000", SEEN: PARAMETERS_OF_A});
+    member("a", PARAMETERS_OF_A, json!({"finalizers": [FINALIZER], "annotations": {HOLDS: "a", APPLIED: digest}, "data": told}))
+}
+
 #[tokio::test]
 async fn a_member_that_is_joined_and_unchanged_costs_nothing() {
-    let digest = digest(PARAMETERS_OF_A, Some(b"kubeconfig"));
-    let joined = json!({
-        "finalizers": [FINALIZER], "annotations": {HOLDS: "a", APPLIED: digest},
-        "data": {STATE: "joined", MESSAGE: "joined through east, port 30000", SEEN: PARAMETERS_OF_A},
-    });
     let secret = json!({"metadata": {"name": "a"}});
-    assert_eq!(rounds(2, vec![member("a", PARAMETERS_OF_A, joined)], vec![secret]).await, []);
+    assert_eq!(rounds(2, vec![joined_and_told("joined")], vec![secret]).await, []);
+}
+
+#[tokio::test]
+async fn a_joined_member_is_broken_while_its_cluster_gives_no_right_answer() {
+    let told = |state: &'static str, wrong: Option<Failure>| async move {
+        let secret = json!({"metadata": {"name": "a"}});
+        let written = rounds_with(1, vec![joined_and_told(state)], vec![secret], wrong).await;
+        written.into_iter().map(|(_, patch)| patch["data"].clone()).collect::<Vec<_>>()
+    };
+    let silent = || Some(Failure::new(Kind::NotReachable, "cluster a does not answer", "look at it"));
+    let broken = json!({STATE: "broken", MESSAGE: "joined, but cluster a does not answer (look at it)", SEEN: PARAMETERS_OF_A});
+    assert_eq!(told("joined", silent()).await, [broken]);
+    assert_eq!(told("broken", None).await, [json!({STATE: "joined", MESSAGE: "joined", SEEN: PARAMETERS_OF_A})]);
 }
 
 #[tokio::test]

@@ -192,3 +192,20 @@ fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
     kill("--grace-period=0");
     end(controller, &[&spec, &twin]);
 }
+
+#[test]
+#[ignore = "make test-faults"]
+fn e_member_is_broken_while_its_cluster_does_not_answer() {
+    let lab = joined();
+    let spec = fresh(186);
+    start(&spec);
+    let controller = Controller::enable();
+    declare(&spec, &json!({}));
+    lab.await_running(&spec.name).unwrap();
+    lab.stop_api(&spec.name).unwrap();
+    await_told(&spec.name, "broken", &format!("but cluster {} does not answer through the gateway", spec.name));
+    lab.start_api(&spec.name).unwrap();
+    await_told(&spec.name, "joined", "joined through proxy-east");
+    lab.vela_delete(&spec.name).unwrap();
+    end(controller, &[&spec]);
+}
