@@ -23,6 +23,13 @@ ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/paramete
 
 .PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench bench-scale dashboard lint lab lab-up lab-down clean
 
+# Said before minutes of building, and first whatever runs beside it (-j): while make reads this.
+LABS := demo test test-e2e test-faults bench bench-scale dashboard lab-up
+ifneq ($(filter $(LABS),$(MAKECMDGOALS)),)
+  LACKS := $(shell hack/check.sh)
+  $(if $(LACKS),$(error $(LACKS)))
+endif
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
