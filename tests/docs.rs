@@ -19,6 +19,13 @@ fn the_version_is_metadata_yaml_s() {
 }
 
 #[test]
+fn the_readme_asks_for_the_go_that_kubernetes_does() {
+    let module = read("tests/lab/components/kubernetes/go.mod");
+    let version = module.lines().find_map(|line| line.strip_prefix("go ")).unwrap();
+    assert!(read("README.md").contains(&format!("Go {version} or newer")), "README.md asks for another Go than {version}");
+}
+
+#[test]
 fn the_command_line_in_the_docs_is_what_help_prints() {
     let docs = read("docs/cli.md");
     for command in [
