@@ -23,10 +23,17 @@ ADDON_SOURCES := metadata.yaml addon/README.md addon/template.cue addon/paramete
 
 .PHONY: help image addon stage faults test-faults fuzz demo demo-down test test-unit test-cue test-e2e bench bench-scale dashboard lint lab lab-up lab-down clean
 
+# Said before minutes of building, and first whatever runs beside it (-j): while make reads this.
+LABS := demo test test-e2e test-faults bench bench-scale dashboard lab-up
+ifneq ($(filter $(LABS),$(MAKECMDGOALS)),)
+  LACKS := $(shell hack/check.sh)
+  $(if $(LACKS),$(error $(LACKS)))
+endif
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: image addon ## the whole story on a lab of its own: region, join, workload (as root, about 10 minutes when cold)
+demo: image addon ## the whole story on a lab of its own: region, join, workload (as root, about 20 minutes the first time)
 	cargo run --locked -p xregion-lab --bin demo -- up
 
 demo-down: ## delete the demo's Applications in order, then the lab
@@ -37,7 +44,7 @@ image: dist/xregion-image.tar ## the image: xregion and vela, as dist/xregion-im
 addon: stage $(VELA) ## the addon: dist/xregion, packaged and indexed in dist/registry
 	hack/registry.sh $(VELA) $(VERSION)
 
-test: test-unit test-cue test-e2e ## every test, the end-to-end ones on a lab (as root)
+test: test-unit test-cue test-e2e ## unit tests, definitions and what fits into twenty minutes of the end-to-end tests (as root; the lab stays up)
 
 test-unit: ## unit, property and mock-API tests
 	hack/packages.sh
@@ -55,11 +62,11 @@ dist/faults/xregion: Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 	cargo build --locked -p xregion --features faults --bin xregion
 	mkdir -p $(@D) && cp $(CARGO_TARGET_DIR)/debug/xregion $@
 
-test-faults: image addon faults ## what make test has no time for, every kill point among it (as root, about 90 minutes)
+test-faults: image addon faults ## the end-to-end tests that make test has no time for, every kill point among them (as root, about 90 minutes)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1 --nocapture --ignored
 	cargo test --locked -p xregion-lab --test down -- --ignored
 
-test-e2e: image addon faults ## end to end through the vela CLI, on a lab (as root)
+test-e2e: image addon faults ## those end-to-end tests alone: through the vela CLI, on a lab (as root; it stays up)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1
 
 # cargo-fuzz's flags, without its need for a nightly compiler; each target runs for FUZZ_SECONDS

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use xregion::error::Kind;
+use xregion::hub::OPT_IN;
+use xregion::model::names::NAMESPACE;
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -16,6 +18,13 @@ fn the_version_is_metadata_yaml_s() {
     let metadata = read("metadata.yaml");
     let version = metadata.lines().find_map(|line| line.strip_prefix("version: ")).unwrap();
     assert_eq!(version, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_readme_asks_for_the_go_that_kubernetes_does() {
+    let module = read("tests/lab/components/kubernetes/go.mod");
+    let version = module.lines().find_map(|line| line.strip_prefix("go ")).unwrap();
+    assert!(read("README.md").contains(&format!("Go {version} or newer")), "README.md asks for another Go than {version}");
 }
 
 #[test]
@@ -47,6 +56,49 @@ fn every_kind_of_failure_is_in_the_docs() {
     for kind in Kind::ALL {
         let start = format!("| {} | `{}` | ", kind.exit_code(), kind.name());
         assert!(rows.iter().any(|row| row.starts_with(&start)), "docs/errors.md has no row that starts with {start}");
+    }
+}
+
+/// All files of a directory, and of those in it.
+fn all_of(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let more = if path.is_dir() { all_of(&path) } else { std::fs::read_to_string(&path).unwrap() };
+        text.push_str(&more);
+    }
+    text
+}
+
+/// Source with its messages as the README has them: `...` for what is filled in.
+fn told(source: &str) -> String {
+    let source = source.replace("{NAMESPACE}", NAMESPACE).replace("{OPT_IN}", OPT_IN);
+    let mut parts = source.split('{');
+    let mut told = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once('}') {
+            Some((filled, rest)) if filled.chars().all(|c| c.is_ascii_alphanumeric() || "_:?".contains(c)) => {
+                told.push_str("...");
+                told.push_str(rest);
+            }
+            _ => {
+                told.push('{');
+                told.push_str(part);
+            }
+        }
+    }
+    told
+}
+
+#[test]
+fn the_messages_in_the_readme_are_those_of_the_code() {
+    let readme = read("README.md");
+    let (_, section) = readme.split_once("\n## When it says no\n").unwrap();
+    let sources = told(&all_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")));
+    let rows: Vec<_> = section.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 8, "{rows:?}");
+    for message in rows.iter().flat_map(|row| row.split('`').skip(1).step_by(2)) {
+        assert!(sources.contains(message), "README.md has a message that no code tells: {message}");
     }
 }
 

@@ -123,7 +123,7 @@ func TestStatusOfAMember(t *testing.T) {
 	}{
 		"new":      {map[string]any{"parameters": "{}"}, false, nobody},
 		"joining":  {map[string]any{"parameters": "{}", "seen": "{}", "state": "joining", "message": "joining through east"}, false, "joining through east"},
-		"joined":   {map[string]any{"parameters": "{}", "seen": "{}", "state": "joined", "message": "joined through east, node port 30000"}, true, "joined through east, node port 30000"},
+		"joined":   {map[string]any{"parameters": "{}", "seen": "{}", "state": "joined", "message": "joined through east, port 30000"}, true, "joined through east, port 30000"},
 		"broken":   {map[string]any{"parameters": "{}", "seen": "{}", "state": "broken", "message": "joined, but no"}, false, "joined, but no"},
 		"changed":  {map[string]any{"parameters": `{"a":1}`, "seen": "{}", "state": "joined", "message": "joined through east"}, false, nobody},
 		"failed":   {map[string]any{"parameters": "{}", "seen": "{}", "state": "failed", "message": "no (yes)"}, false, "no (yes)"},
