@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
+use xregion::agent::workers::draining;
 use xregion::agent::{AgentArgs, serve};
 use xregion::model::bounds::Bounds;
 use xregion::model::names::{HubId, Slot};
@@ -404,6 +405,42 @@ async fn routes_come_change_and_go_while_connections_stay() {
     drop(open);
     timeout(Duration::from_secs(5), stop).await.expect("nginx ends with its last connection").unwrap();
     assert_eq!(processes(directory.path()), 0, "a process was left behind");
+}
+
+/// Waits until so many of nginx's workers are of earlier configurations.
+async fn until_draining(nginx: &Nginx, want: usize) {
+    let (start, master) = (Instant::now(), nginx.id().unwrap());
+    while draining(master) != want {
+        assert!(start.elapsed() < Duration::from_secs(10), "{} old workers, not {want}", draining(master));
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_open_at_a_change_is_cut_when_its_time_is_over_and_leaves_no_worker_behind() {
+    let directory = TempDir::new().unwrap();
+    let (upstream, port) = (echo().await, free_port().await);
+    let one = served("one", port, upstream.port(), &["127.0.0.1"]);
+    let timeouts = Timeouts { drain_seconds: 2, ..LIMITS.timeouts };
+    let mut nginx = start(directory.path(), &[]).await;
+    let files = nginx.host().render(Limits { timeouts, ..LIMITS }, [&one]);
+    assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 2 });
+    let mut open = dial(port).await.unwrap();
+
+    // What is open keeps the bound that it came in under.
+    let start = Instant::now();
+    assert_eq!(apply(&mut nginx, &[]).await, Outcome::Reloaded { generation: 3 });
+    echoes(&mut open).await.expect("what is open outlives the change");
+    until_draining(&nginx, 1).await;
+    let cut = timeout(Duration::from_secs(10), async {
+        while echoes(&mut open).await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    cut.await.expect("it is cut at last");
+    assert!(start.elapsed() >= Duration::from_secs(timeouts.drain_seconds.into()), "it was cut after {:?}", start.elapsed());
+    until_draining(&nginx, 0).await;
+    nginx.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

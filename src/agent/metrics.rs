@@ -235,8 +235,8 @@ impl Metrics {
                 told.inc_by(bytes.saturating_sub(told.get()));
             }
         }
-        let master = self.state().master;
-        self.0.draining.set(master.map_or(0, workers::draining));
+        let draining = self.state().master.map_or(0, workers::draining);
+        self.0.draining.set(i64::try_from(draining).unwrap_or(i64::MAX));
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.0.registry) {
             tracing::error!(%error, "the metrics can't be written");

@@ -4,13 +4,12 @@
 const DRAINING: &[u8] = b"nginx: worker process is shutting down";
 
 /// How many workers of earlier configurations a master still has.
-pub(super) fn draining(master: u32) -> i64 {
+pub fn draining(master: u32) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let parent = format!("\nPPid:\t{master}\n");
     let is_one = |path: &std::path::Path| {
         std::fs::read(path.join("cmdline")).is_ok_and(|line| line.starts_with(DRAINING))
             && std::fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&parent))
     };
-    let count = processes.flatten().filter(|entry| is_one(&entry.path())).count();
-    i64::try_from(count).unwrap_or(i64::MAX)
+    processes.flatten().filter(|entry| is_one(&entry.path())).count()
 }
