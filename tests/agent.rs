@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
-use xregion::agent::workers::draining;
+use xregion::agent::workers::{draining, end_oldest};
 use xregion::agent::{AgentArgs, serve};
 use xregion::model::bounds::Bounds;
 use xregion::model::names::{HubId, Slot};
@@ -410,8 +410,8 @@ async fn routes_come_change_and_go_while_connections_stay() {
 /// Waits until so many of nginx's workers are of earlier configurations.
 async fn until_draining(nginx: &Nginx, want: usize) {
     let (start, master) = (Instant::now(), nginx.id().unwrap());
-    while draining(master) != want {
-        assert!(start.elapsed() < Duration::from_secs(10), "{} old workers, not {want}", draining(master));
+    while draining(master).len() != want {
+        assert!(start.elapsed() < Duration::from_secs(10), "not {want} old workers: {:?}", draining(master));
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -440,6 +440,32 @@ async fn what_is_open_at_a_change_is_cut_when_its_time_is_over_and_leaves_no_wor
     cut.await.expect("it is cut at last");
     assert!(start.elapsed() >= Duration::from_secs(timeouts.drain_seconds.into()), "it was cut after {:?}", start.elapsed());
     until_draining(&nginx, 0).await;
+    nginx.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn of_too_many_old_workers_the_oldest_ends_and_what_the_others_carry_stays() {
+    let directory = TempDir::new().unwrap();
+    let (upstream, port) = (echo().await, free_port().await);
+    let one = served("one", port, upstream.port(), &["127.0.0.1"]);
+    let two = served("two", free_port().await, upstream.port(), &["127.0.0.1"]);
+    let mut nginx = start(directory.path(), from_ref(&one)).await;
+    let mut oldest = dial(port).await.unwrap();
+    assert_eq!(apply(&mut nginx, &[one.clone(), two]).await, Outcome::Reloaded { generation: 2 });
+    let mut old = dial(port).await.unwrap();
+    assert_eq!(apply(&mut nginx, from_ref(&one)).await, Outcome::Reloaded { generation: 3 });
+    let mut new = dial(port).await.unwrap();
+    until_draining(&nginx, 2).await;
+
+    end_oldest(nginx.id().unwrap(), 1);
+    until_draining(&nginx, 1).await;
+    echoes(&mut oldest).await.expect_err("the oldest ends");
+    for stream in [&mut old, &mut new] {
+        echoes(stream).await.expect("the others carry on");
+    }
+    // Nobody took the place of the one that ended, and nginx goes on.
+    assert_eq!(apply(&mut nginx, &[]).await, Outcome::Reloaded { generation: 4 });
+    until_draining(&nginx, 2).await;
     nginx.stop(Duration::ZERO).await;
 }
 

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use xregion::agent::workers;
 use xregion::error::Kind;
 
 fn read(path: &str) -> String {
@@ -47,6 +48,14 @@ fn every_kind_of_failure_is_in_the_docs() {
     for kind in Kind::ALL {
         let start = format!("| {} | `{}` | ", kind.exit_code(), kind.name());
         assert!(rows.iter().any(|row| row.starts_with(&start)), "docs/errors.md has no row that starts with {start}");
+    }
+}
+
+#[test]
+fn how_many_old_workers_a_proxy_keeps_is_the_same_everywhere() {
+    let told = format!("at most {} old workers", workers::MOST);
+    for file in ["addon/README.md", "definitions/xregion-proxy.cue", "docs/monitoring.md"] {
+        assert!(read(file).contains(&told), "{file} does not say {told}");
     }
 }
 
