@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use xregion::agent::nginx::{Nginx, Outcome, inspect};
+use xregion::agent::workers::{draining, end_oldest};
 use xregion::agent::{AgentArgs, serve};
 use xregion::model::bounds::Bounds;
 use xregion::model::names::{HubId, Slot};
@@ -404,6 +405,68 @@ async fn routes_come_change_and_go_while_connections_stay() {
     drop(open);
     timeout(Duration::from_secs(5), stop).await.expect("nginx ends with its last connection").unwrap();
     assert_eq!(processes(directory.path()), 0, "a process was left behind");
+}
+
+/// Waits until so many of nginx's workers are of earlier configurations.
+async fn until_draining(nginx: &Nginx, want: usize) {
+    let (start, master) = (Instant::now(), nginx.id().unwrap());
+    while draining(master).len() != want {
+        assert!(start.elapsed() < Duration::from_secs(10), "not {want} old workers: {:?}", draining(master));
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_open_at_a_change_is_cut_when_its_time_is_over_and_leaves_no_worker_behind() {
+    let directory = TempDir::new().unwrap();
+    let (upstream, port) = (echo().await, free_port().await);
+    let one = served("one", port, upstream.port(), &["127.0.0.1"]);
+    let timeouts = Timeouts { drain_seconds: 2, ..LIMITS.timeouts };
+    let mut nginx = start(directory.path(), &[]).await;
+    let files = nginx.host().render(Limits { timeouts, ..LIMITS }, [&one]);
+    assert_eq!(nginx.apply(files).await, Outcome::Reloaded { generation: 2 });
+    let mut open = dial(port).await.unwrap();
+
+    // What is open keeps the bound that it came in under.
+    let start = Instant::now();
+    assert_eq!(apply(&mut nginx, &[]).await, Outcome::Reloaded { generation: 3 });
+    echoes(&mut open).await.expect("what is open outlives the change");
+    until_draining(&nginx, 1).await;
+    let cut = timeout(Duration::from_secs(10), async {
+        while echoes(&mut open).await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    cut.await.expect("it is cut at last");
+    assert!(start.elapsed() >= Duration::from_secs(timeouts.drain_seconds.into()), "it was cut after {:?}", start.elapsed());
+    until_draining(&nginx, 0).await;
+    nginx.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn of_too_many_old_workers_the_oldest_ends_and_what_the_others_carry_stays() {
+    let directory = TempDir::new().unwrap();
+    let (upstream, port) = (echo().await, free_port().await);
+    let one = served("one", port, upstream.port(), &["127.0.0.1"]);
+    let two = served("two", free_port().await, upstream.port(), &["127.0.0.1"]);
+    let mut nginx = start(directory.path(), from_ref(&one)).await;
+    let mut oldest = dial(port).await.unwrap();
+    assert_eq!(apply(&mut nginx, &[one.clone(), two]).await, Outcome::Reloaded { generation: 2 });
+    let mut old = dial(port).await.unwrap();
+    assert_eq!(apply(&mut nginx, from_ref(&one)).await, Outcome::Reloaded { generation: 3 });
+    let mut new = dial(port).await.unwrap();
+    until_draining(&nginx, 2).await;
+
+    end_oldest(nginx.id().unwrap(), 1);
+    until_draining(&nginx, 1).await;
+    echoes(&mut oldest).await.expect_err("the oldest ends");
+    for stream in [&mut old, &mut new] {
+        echoes(stream).await.expect("the others carry on");
+    }
+    // Nobody took the place of the one that ended, and nginx goes on.
+    assert_eq!(apply(&mut nginx, &[]).await, Outcome::Reloaded { generation: 4 });
+    until_draining(&nginx, 2).await;
+    nginx.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use xregion::agent::workers;
 use xregion::error::Kind;
 use xregion::hub::OPT_IN;
 use xregion::model::names::NAMESPACE;
@@ -99,6 +100,14 @@ fn the_messages_in_the_readme_are_those_of_the_code() {
     assert!(rows.len() > 8, "{rows:?}");
     for message in rows.iter().flat_map(|row| row.split('`').skip(1).step_by(2)) {
         assert!(sources.contains(message), "README.md has a message that no code tells: {message}");
+    }
+}
+
+#[test]
+fn how_many_old_workers_a_proxy_keeps_is_the_same_everywhere() {
+    let told = format!("at most {} old workers", workers::MOST);
+    for file in ["addon/README.md", "definitions/include/alerts.cue", "definitions/xregion-proxy.cue", "docs/monitoring.md"] {
+        assert!(read(file).contains(&told), "{file} does not say {told}");
     }
 }
 

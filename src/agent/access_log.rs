@@ -245,6 +245,9 @@ mod tests {
             sleep(Duration::from_millis(1)).await;
         }
         assert!(carried(&metrics) >= 6600);
+        while !metrics.text().contains("xregion_draining_workers 0\n") {
+            assert!(start.elapsed() < Duration::from_secs(5), "{}", metrics.text());
+        }
         nginx.stop(Duration::ZERO).await;
     }
 }

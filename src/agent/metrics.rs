@@ -126,7 +126,11 @@ impl Metrics {
         );
         registry.register("open_sessions", "Sessions that are open", metrics.open.clone());
         registry.register_with_unit("open", "Bytes that sessions carried which are open", Unit::Bytes, metrics.open_bytes.clone());
-        registry.register("ready", "Whether this proxy has applied its routes and serves them", metrics.ready.clone());
+        registry.register(
+            "ready",
+            "Whether this proxy has once applied its routes, and does not end; where nginx rejects a change, it serves on as before",
+            metrics.ready.clone(),
+        );
         registry.register("routes", "Routes, by whether they are served or can't be", metrics.routes.clone());
         registry.register("reloads", "Changes of nginx's configuration, by what became of them", metrics.reloads.clone());
         registry.register(
@@ -235,8 +239,8 @@ impl Metrics {
                 told.inc_by(bytes.saturating_sub(told.get()));
             }
         }
-        let master = self.state().master;
-        self.0.draining.set(master.map_or(0, workers::draining));
+        let draining = self.state().master.map_or(0, |master| workers::draining(master).len());
+        self.0.draining.set(i64::try_from(draining).unwrap_or(i64::MAX));
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.0.registry) {
             tracing::error!(%error, "the metrics can't be written");

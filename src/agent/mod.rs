@@ -21,7 +21,7 @@ pub mod nginx;
 mod plan;
 mod sockets;
 mod watched;
-mod workers;
+pub mod workers;
 
 use std::path::PathBuf;
 use std::pin::pin;

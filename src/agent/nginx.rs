@@ -19,7 +19,8 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::log::Log;
-use crate::model::nginx::{Build, Files, Host, SNI_FILE};
+use super::workers;
+use crate::model::nginx::{Build, Files, Host, SNI_FILE, WORKERS};
 
 /// How long `nginx -V` and `nginx -t` may take.
 const COMMAND: Duration = Duration::from_secs(10);
@@ -167,7 +168,7 @@ impl Nginx {
         test(&self.binary, &self.host, generation).await?;
         switch(&self.host, generation)?;
         self.log.forget();
-        self.signal(Signal::SIGHUP);
+        self.read_again();
         self.served(generation).await
     }
 
@@ -175,12 +176,20 @@ impl Nginx {
     fn return_to(&self, generation: u64) {
         if self.generation_in_use() != generation {
             match switch(&self.host, generation) {
-                Ok(()) => self.signal(Signal::SIGHUP),
+                Ok(()) => self.read_again(),
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), generation, "can't return to the last good configuration")
                 }
             }
         }
+    }
+
+    /// Makes nginx read its configuration again. The workers that it has go on until what they carry has ended.
+    fn read_again(&self) {
+        if let Some(master) = self.id() {
+            workers::end_oldest(master, workers::MOST - WORKERS);
+        }
+        self.signal(Signal::SIGHUP);
     }
 
     /// Waits until `generation`, and no other, is what nginx serves.

@@ -14,7 +14,7 @@ use super::sources::SourceRange;
 /// Connections a worker can hold for traffic: a session takes two. nginx's own default of 512 is 256 sessions.
 const CONNECTIONS: usize = 8192;
 /// Workers. They only copy bytes, and with two a reload or a slow accept of one never stops the other.
-const WORKERS: usize = 2;
+pub const WORKERS: usize = 2;
 /// Open files a worker needs besides connections and listeners: logs, sockets to the master, event queues.
 const OTHER_FILES: u64 = 64;
 /// What paths may hold: they stand unquoted in the configuration.

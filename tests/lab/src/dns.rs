@@ -96,19 +96,22 @@ impl<'a> Resolver<'a> {
 /// What the names end with that hold for longer than tests would wait for.
 pub const LASTING: &str = ".ap-southeast-1.eks.example";
 
-/// Everything expires after a second, denials included; but what lasts, after a minute, as EKS's names do.
+/// After how many seconds an answer expires, denials included.
+pub const TTL: u32 = 1;
+
+/// Everything expires soon; but what lasts, after a minute, as EKS's names do.
 fn zone_file(names: &Names) -> String {
     let mut records = String::new();
     for (name, addresses) in names {
         for address in addresses {
             // Writing to a string can't fail.
-            let _ = writeln!(records, "{name}. {} IN A {address}", if name.ends_with(LASTING) { 60 } else { 1 });
+            let _ = writeln!(records, "{name}. {} IN A {address}", if name.ends_with(LASTING) { 60 } else { TTL });
         }
     }
     // CoreDNS reads the zone anew when its serial is another, larger or not: a digest of what it holds.
     let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(&records));
     let serial = u32::from_be_bytes([a, b, c, d]);
-    format!("$ORIGIN .\n@ 1 IN SOA ns.lab. admin.lab. {serial} 60 60 60 1\n@ 1 IN NS ns.lab.\n{records}")
+    format!("$ORIGIN .\n@ {TTL} IN SOA ns.lab. admin.lab. {serial} 60 60 60 {TTL}\n@ {TTL} IN NS ns.lab.\n{records}")
 }
 
 /// The objects of a cluster's own DNS.

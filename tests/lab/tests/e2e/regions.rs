@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use xregion_lab::dns::TTL;
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, Dist, NAMESPACE};
 use xregion_lab::{Lab, Region};
@@ -13,6 +14,11 @@ use super::fixture::{
     Duration, UNMENDED, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, through_gateway,
 };
 use super::laptop::run;
+
+/// How long after its TTL a new address is used at the latest, where nothing else has changed just before.
+const AFTER_TTL: Duration = Duration::from_secs(2);
+/// What it takes to see that: kubectl reads the proxies' logs one after the other, and one of them once more if it came too early.
+const ASKING: Duration = Duration::from_secs(3);
 
 /// The proxies of region east, by name.
 fn proxies() -> Vec<String> {
@@ -26,25 +32,27 @@ fn log(proxy: &str) -> String {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_new_address_of_an_api_server_is_used_within_its_ttl_and_a_lost_name_keeps_the_last() {
+fn a_new_address_of_an_api_server_is_used_two_seconds_after_its_ttl_and_a_lost_name_keeps_the_last() {
     let lab = joined();
     let spec = fresh(176);
     join_all(&[(&spec, json!({}))]);
     let host = format!("{}.idc.example", spec.name);
     let moved = Region::East.bridge().address(216);
     lab.add_address(&spec.name, Region::East.bridge(), moved).unwrap();
+    let asked = proxies();
     lab.set_address(Region::East, &host, &[moved]).unwrap();
     let changed = Instant::now();
-    // The resolver says 5 s.
-    for proxy in proxies() {
+    for proxy in asked {
         eventually("the new address in every proxy", || {
             let log = log(&proxy);
             let resolved = |line: &str| line.contains("name resolved") && line.contains(&moved.to_string());
-            anyhow::ensure!(log.lines().any(resolved), "{log}");
+            anyhow::ensure!(log.lines().skip_while(|line| !resolved(line)).any(|line| line.contains("reloaded")), "{log}");
             Ok(())
         });
     }
-    println!("a new address was used by every proxy after {:.1} s, at a TTL of 5 s", changed.elapsed().as_secs_f64());
+    let took = changed.elapsed();
+    println!("a new address was used by every proxy within {:.1} s, at a TTL of {TTL} s", took.as_secs_f64());
+    assert!(took <= Duration::from_secs(TTL.into()) + AFTER_TTL + ASKING, "{took:?}");
     // New connections go there: the gateway's are kept, so those are made here.
     let node = std::net::SocketAddr::from((
         lab.cluster("proxy-east").unwrap().nodes[0].internal_ip,
