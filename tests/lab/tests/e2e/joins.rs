@@ -129,11 +129,7 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
     // The route is written and the gateway is being changed.
     await_stage("cut-short", "leading");
     lab.vela_delete("cut-short").unwrap();
-    eventually("everything taken back", || {
-        let now = Snapshot::take(lab, "cut-short");
-        anyhow::ensure!(now == before, "{now:?}");
-        Ok(())
-    });
+    before.await_taken_back(lab, "cut-short");
     lab.stop_cluster(&spec.name).unwrap();
 }
 
