@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use xregion_lab::pki::{Authority, Validity};
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
-use xregion_lab::{BusinessSpec, Lab, Region};
+use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
 
 use super::fixture::{Snapshot, annotation, eventually, joined, lab, through_gateway};
 use super::laptop::run;
@@ -346,4 +346,17 @@ fn h_region_without_a_ready_proxy() {
     refused([of(32, "region proxy-west: no proxy is ready", "new", "proxy-west", json!({}))]);
     lab.kubectl("proxy-west", &["scale", "deployment", "xregion-proxy", "-n", NAMESPACE, "--replicas=2"]).unwrap();
     lab.kubectl("proxy-west", &["rollout", "status", "deployment", "xregion-proxy", "-n", NAMESPACE, "--timeout=120s"]).unwrap();
+}
+
+#[test]
+#[ignore = "a door is knocked at for ten seconds: make test-faults"]
+fn i_ready_node_that_the_hub_does_not_reach() {
+    let lab = joined();
+    // It stays Ready: its cluster talks over the region. A proxy is on each of the two nodes.
+    lab.cut_link("proxy-east-2", Bridge::Peer).unwrap();
+    let checked = std::panic::catch_unwind(|| {
+        refused([of(44, "node proxy-east-2 of the region can't be reached from the hub", "cut-off", "proxy-east", json!({}))]);
+    });
+    lab.mend_link("proxy-east-2", Bridge::Peer).unwrap();
+    checked.unwrap();
 }
