@@ -292,20 +292,31 @@ fn e_upstream_that_is_not_what_the_kubeconfig_says() {
     lab.stop_cluster("nameless").unwrap();
 }
 
-#[test]
-fn f_region_without_a_proxy_or_without_nodes() {
-    let lab = joined();
+/// The settings of region west, to be applied again.
+fn settings_of_west(lab: &Lab) -> Value {
     let map = lab.kubectl("proxy-west", &["get", "configmap", "xregion-region", "-n", NAMESPACE, "-o", "json"]).unwrap();
     let mut map: Value = serde_json::from_str(&map).unwrap();
     map["metadata"] = json!({"name": "xregion-region", "namespace": NAMESPACE, "labels": map["metadata"]["labels"], "annotations": map["metadata"]["annotations"]});
+    map
+}
+
+/// The same, with the hub entering by the nodes of a zone.
+fn entered_in(map: &Value, zone: &str) -> Value {
+    let mut map = map.clone();
+    let mut settings: Value = serde_json::from_str(map["data"]["region.json"].as_str().unwrap()).unwrap();
+    settings["nodes"]["selector"] = json!({"zone": zone});
+    map["data"]["region.json"] = json!(settings.to_string());
+    map
+}
+
+#[test]
+fn f_region_without_a_proxy_or_without_nodes() {
+    let lab = joined();
+    let map = settings_of_west(lab);
     lab.kubectl("proxy-west", &["delete", "configmap", "xregion-region", "-n", NAMESPACE]).unwrap();
     refused([of(31, "region proxy-west has no proxy", "new", "proxy-west", json!({}))]);
 
-    let mut nowhere = map.clone();
-    let mut settings: Value = serde_json::from_str(map["data"]["region.json"].as_str().unwrap()).unwrap();
-    settings["nodes"]["selector"] = json!({"zone": "nowhere"});
-    nowhere["data"]["region.json"] = json!(settings.to_string());
-    lab.apply("proxy-west", &nowhere).unwrap();
+    lab.apply("proxy-west", &entered_in(&map, "nowhere")).unwrap();
     refused([of(33, "no node of its proxy cluster has the labels", "new", "proxy-west", json!({}))]);
     lab.apply("proxy-west", &map).unwrap();
 }
@@ -358,5 +369,25 @@ fn i_ready_node_that_the_hub_does_not_reach() {
         refused([of(44, "node proxy-east-2 of the region can't be reached from the hub", "cut-off", "proxy-east", json!({}))]);
     });
     lab.mend_link("proxy-east-2", Bridge::Peer).unwrap();
+    checked.unwrap();
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn j_region_whose_nodes_are_not_ready() {
+    let lab = joined();
+    let map = settings_of_west(lab);
+    // A node that has registered, and was not heard of again.
+    let silent = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "silent", "labels": {"zone": "silent"}},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.80.0.250"}]},
+    });
+    lab.kubectl_with_input("proxy-west", &["create", "-f", "-"], &silent.to_string()).unwrap();
+    lab.apply("proxy-west", &entered_in(&map, "silent")).unwrap();
+    let checked = std::panic::catch_unwind(|| {
+        refused([of(33, "region proxy-west: none of its nodes is ready (silent)", "new", "proxy-west", json!({}))]);
+    });
+    lab.apply("proxy-west", &map).unwrap();
+    lab.kubectl("proxy-west", &["delete", "node", "silent"]).unwrap();
     checked.unwrap();
 }
