@@ -135,10 +135,15 @@ pub fn annotation(cluster: &str, key: &str) -> String {
 
 /// Checks that a cluster answers through the gateway as itself, and that `vela` lists it.
 pub fn is_there(cluster: &str) {
-    let seen = through_gateway(lab(), cluster, "/api/v1/namespaces/kube-system").unwrap();
+    is_there_as(cluster, cluster);
+}
+
+/// The same, for a cluster that the hub has by another name.
+pub fn is_there_as(name: &str, cluster: &str) {
+    let seen = through_gateway(lab(), name, "/api/v1/namespaces/kube-system").unwrap();
     assert_eq!(seen["metadata"]["uid"].as_str().unwrap(), identity(lab(), cluster));
     let listed = lab().vela(&["cluster", "list"]).unwrap();
-    assert!(listed.lines().any(|line| line.starts_with(cluster)), "{listed}");
+    assert!(listed.lines().any(|line| line.starts_with(name)), "{listed}");
 }
 
 /// A further business cluster in region east, under a name of its own.

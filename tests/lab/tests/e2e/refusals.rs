@@ -121,6 +121,7 @@ fn refused_to_shell(case: &Case) {
     args.push(format!("--secret={}", properties["kubeconfig"]["secret"].as_str().unwrap()));
     args.extend(properties["kubeconfig"]["key"].as_str().map(|key| format!("--secret-key={key}")));
     args.extend(properties["nodePort"].as_u64().map(|port| format!("--node-port={port}")));
+    args.extend(properties["gateway"].as_str().map(|gateway| format!("--gateway={gateway}")));
     let labels = properties["labels"].as_object().into_iter().flatten();
     args.extend(labels.map(|(key, value)| format!("--label={key}={}", value.as_str().unwrap())));
     let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
@@ -157,6 +158,7 @@ fn a_request_that_is_wrong_in_itself() {
         secret(12, "has no key 'config'", "business-a-kubeconfig", "config"),
         secret(13, "is not marked as a kubeconfig", "shut", "kubeconfig"),
         of(30, "region proxy-north: no cluster of that name", "north", "proxy-north", json!({})),
+        of(60, "there is no Deployment vela-system/nowhere", "strayed", "proxy-east", json!({"gateway": "nowhere"})),
     ]);
     lab.kubectl("hub", &["delete", "secret", "shut", "-n", NAMESPACE]).unwrap();
 }
