@@ -334,17 +334,7 @@ impl<'a> Join<'a> {
             .map_err(|failure| failure.about(&format!("cluster {}", member.cluster)))?;
         let region = Region::enter(hub, &member.region).await?.at(shared.desks[&member.region].clone());
         let nodes = entry_nodes(&region).await?;
-        // A load balancer is made with the Service, and that with the region's first route.
-        let comes = region.settings.entry == Entry::LoadBalancer;
-        if !comes && !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
-            return Err(no_ready_node(&region, &nodes));
-        }
-        if region.ready_proxies().await?.is_empty() {
-            return Err(no_ready_proxy(&region));
-        }
-        if !comes && !nodes.iter().any(|node| node.ready) {
-            return Err(no_ready_node(&region, &nodes));
-        }
+        check_ready(&region, &nodes, &region.ready_proxies().await?)?;
         for (node, why) in nodes.iter().filter_map(|node| Some((node, node.why()?))) {
             tracing::warn!(node = %node.name, region = %region.name, why, "the node is passed over");
         }
@@ -452,6 +442,22 @@ async fn entry_nodes(region: &Region) -> Result<Vec<EntryNode>> {
     }
 }
 
+/// Refuses a region that can't be entered, or that nobody serves in, by its nodes and those of its proxies that are ready.
+fn check_ready(region: &Region, nodes: &[EntryNode], proxies: &[String]) -> Result<()> {
+    // A load balancer is made with the Service, and that with the region's first route.
+    let comes = region.settings.entry == Entry::LoadBalancer;
+    if !comes && !nodes.iter().any(|node| node.ready || node.lacks_proxy) {
+        return Err(no_ready_node(region, nodes));
+    }
+    if proxies.is_empty() {
+        return Err(no_ready_proxy(region));
+    }
+    if !comes && !nodes.iter().any(|node| node.ready) {
+        return Err(no_ready_node(region, nodes));
+    }
+    Ok(())
+}
+
 fn no_ready_node(region: &Region, nodes: &[EntryNode]) -> Failure {
     let address = region.settings.nodes.address_type.as_str();
     let mut hint = "check the proxy cluster's nodes, and nodes at its xregion-proxy";
@@ -476,4 +482,58 @@ fn no_ready_proxy(region: &Region) -> Failure {
         format!("region {}: no proxy is ready", region.name),
         format!("look at the pods of its xregion-proxy in cluster {}, namespace {NAMESPACE}", region.name),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+
+    use super::*;
+
+    /// A region that is never asked.
+    fn region(entry: Entry) -> Region {
+        let (service, _) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let mut region = Region::mocked("east", Client::new(service, "default"));
+        region.settings.entry = entry;
+        region
+    }
+
+    fn nodes(of: &[(&str, bool, bool)]) -> Vec<EntryNode> {
+        let node = |&(name, ready, lacks_proxy): &(&str, bool, bool)| EntryNode {
+            name: name.into(),
+            ip: [10, 0, 0, 1].into(),
+            ready,
+            lacks_proxy,
+            balances: false,
+        };
+        of.iter().map(node).collect()
+    }
+
+    #[tokio::test]
+    async fn a_region_is_entered_by_a_ready_node_and_served_by_a_ready_proxy() {
+        let (ready, lacking, silent) = (("a", true, false), ("b", false, true), ("c", false, false));
+        let no_node = "region east: no node of its proxy cluster has the labels asked for and an InternalIP";
+        let none_ready = "region east: none of its nodes is ready (c)";
+        let none_serves = "region east: no proxy is ready on any of the nodes that the hub may enter by (b, c)";
+        let no_proxy = "region east: no proxy is ready";
+        for (entry, of, proxies, want) in [
+            (Entry::NodePort, &[ready, lacking, silent][..], 1, None),
+            (Entry::NodePort, &[], 1, Some((Kind::NoReadyNode, no_node))),
+            (Entry::NodePort, &[silent], 1, Some((Kind::NoReadyNode, none_ready))),
+            (Entry::NodePort, &[silent], 0, Some((Kind::NoReadyNode, none_ready))),
+            (Entry::NodePort, &[lacking, silent], 1, Some((Kind::NoReadyNode, none_serves))),
+            (Entry::NodePort, &[lacking, silent], 0, Some((Kind::NoReadyProxy, no_proxy))),
+            (Entry::HostNetwork, &[lacking, silent], 1, Some((Kind::NoReadyNode, none_serves))),
+            // Its address comes with the first route.
+            (Entry::LoadBalancer, &[], 1, None),
+            (Entry::LoadBalancer, &[], 0, Some((Kind::NoReadyProxy, no_proxy))),
+        ] {
+            let proxies = vec!["proxy".to_owned(); proxies];
+            let failure = check_ready(&region(entry), &nodes(of), &proxies).err();
+            let got = failure.as_ref().map(|failure| (failure.kind, failure.cause()));
+            assert_eq!(got, want, "{entry:?}, {of:?}, {proxies:?}");
+        }
+    }
 }

@@ -4,13 +4,27 @@ use serde_json::json;
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, Dist, ENTRIES, NAMESPACE};
 
-use super::fixture::{UNMENDED, enabled, eventually, is_there, join, joined, lab};
+use super::fixture::{Snapshot, UNMENDED, enabled, eventually, is_there, join, joined, lab};
 use super::leaves::leave;
 
 fn is_enabled() -> anyhow::Result<()> {
     let status = lab().vela(&["addon", "status", "xregion"])?;
     anyhow::ensure!(status.contains("enabled"), "{status}");
     Ok(())
+}
+
+/// Waits until the hub has nothing that came with the addon.
+fn await_disabled() {
+    eventually("nothing left of the addon", || {
+        let left = lab().kubectl(
+            "hub",
+            &["get", "sa,role,rolebinding,cm", "-n", NAMESPACE, "-l", "addons.oam.dev/name=xregion", "-o", "name"],
+        )?;
+        anyhow::ensure!(left.trim().is_empty(), "{left}");
+        let left = lab().kubectl("hub", &["get", "componentdefinitions,workflowstepdefinitions", "-n", NAMESPACE, "-o", "name"])?;
+        anyhow::ensure!(!left.contains("xregion"), "{left}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -47,16 +61,7 @@ fn c_upgraded_it_keeps_its_parameters_and_takes_new_ones() {
 fn d_disabled_it_leaves_nothing_and_is_enabled_again_from_a_directory() {
     enabled();
     lab().vela(&["addon", "disable", "xregion", "-y"]).unwrap();
-    eventually("nothing left of the addon", || {
-        let left = lab().kubectl(
-            "hub",
-            &["get", "sa,role,rolebinding,cm", "-n", NAMESPACE, "-l", "addons.oam.dev/name=xregion", "-o", "name"],
-        )?;
-        anyhow::ensure!(left.trim().is_empty(), "{left}");
-        let left = lab().kubectl("hub", &["get", "componentdefinitions,workflowstepdefinitions", "-n", NAMESPACE, "-o", "name"])?;
-        anyhow::ensure!(!left.contains("xregion"), "{left}");
-        Ok(())
-    });
+    await_disabled();
     // What host aliases lead to goes on serving.
     lab().kubectl("hub", &["get", "namespace", ENTRIES]).unwrap();
     let directory = Dist::find().unwrap().addon();
@@ -112,4 +117,34 @@ fn e_taken_down_in_order_it_leaves_nothing_on_the_hub_or_in_a_region_and_fails_n
     }
     join(lab, "business-a", "proxy-east", json!({}));
     is_there("business-a");
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn f_disabled_by_force_it_leaves_the_ways_to_clusters_as_they_are_and_finds_its_regions_again() {
+    let lab = joined();
+    let before = Snapshot::take(lab, "");
+    let load = Load::start(lab, &["business-a", "proxy-west"]).unwrap();
+    let refused = lab.run(site::USER, &["vela", "addon", "disable", "xregion", "-y"]).unwrap();
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(!refused.status.success() && said.contains("this addon is being used by: default/"), "{refused:?}");
+    lab.vela(&["addon", "disable", "xregion", "--force", "-y"]).unwrap();
+    await_disabled();
+    // Host aliases and the Services that they lead to, the cluster's Secret, its route and its port.
+    before.assert_unchanged(lab, "");
+    is_there("business-a");
+
+    lab.enable("xregion", &[UNMENDED]).unwrap();
+    eventually("the addon enabled", is_enabled);
+    // KubeVela finds the definitions again by itself. That it does shows where it has to render anew: with a default spelt out, and not.
+    for application in [site::region_with("proxy-east", &json!({"replicas": 2})), site::region("proxy-east")] {
+        lab.vela_up(&application).unwrap();
+        let status = lab.await_running("region-proxy-east").unwrap();
+        assert_eq!(status["services"][0]["message"], "2/2 proxies ready", "{status}");
+    }
+    is_there("business-a");
+    before.assert_unchanged(lab, "");
+    let outcome = load.stop().unwrap();
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
 }

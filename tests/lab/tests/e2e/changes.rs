@@ -194,7 +194,9 @@ fn f_plan_says_what_a_join_and_a_leave_would_change_and_changes_nothing() {
     }
     let json: Value = serde_json::from_str(&plan(&[&["--output=json"], &join[..]].concat())).unwrap();
     assert_eq!(json["changes"].as_array().unwrap().len(), 5, "{json}");
-    lab.vela_up(&site::membership("planned", &properties(&spec.name, "proxy-east", "fresh", json!({"dryRun": true})))).unwrap();
+    // With the gateway named that is found otherwise.
+    let named = properties(&spec.name, "proxy-east", "fresh", json!({"dryRun": true, "gateway": GATEWAY}));
+    lab.vela_up(&site::membership("planned", &named)).unwrap();
     let status = lab.await_running("planned").unwrap();
     assert!(site::message(&status).contains("+ hub: Secret vela-system/"), "{}", site::message(&status));
     lab.vela_delete("planned").unwrap();

@@ -47,11 +47,7 @@ fn a_deadline_that_passes_is_told_and_everything_taken_back() {
     lab.vela_up(&site::membership("hurried", &join)).unwrap();
     let status = lab.await_end("hurried").unwrap();
     assert!(site::message(&status).contains("the time given (3 s) was over while "), "{}", site::message(&status));
-    eventually("everything taken back", || {
-        let now = Snapshot::take(lab, "hurried");
-        anyhow::ensure!(now == before, "{now:?}");
-        Ok(())
-    });
+    before.await_taken_back(lab, "hurried");
     lab.vela_delete("hurried").unwrap();
     lab.stop_cluster(&spec.name).unwrap();
 }

@@ -135,10 +135,15 @@ pub fn annotation(cluster: &str, key: &str) -> String {
 
 /// Checks that a cluster answers through the gateway as itself, and that `vela` lists it.
 pub fn is_there(cluster: &str) {
-    let seen = through_gateway(lab(), cluster, "/api/v1/namespaces/kube-system").unwrap();
+    is_there_as(cluster, cluster);
+}
+
+/// The same, for a cluster that the hub has by another name.
+pub fn is_there_as(name: &str, cluster: &str) {
+    let seen = through_gateway(lab(), name, "/api/v1/namespaces/kube-system").unwrap();
     assert_eq!(seen["metadata"]["uid"].as_str().unwrap(), identity(lab(), cluster));
     let listed = lab().vela(&["cluster", "list"]).unwrap();
-    assert!(listed.lines().any(|line| line.starts_with(cluster)), "{listed}");
+    assert!(listed.lines().any(|line| line.starts_with(name)), "{listed}");
 }
 
 /// A further business cluster in region east, under a name of its own.
@@ -215,8 +220,12 @@ pub fn kill_run(cluster: &str) {
 }
 
 /// Everything of the hub and its regions that a refused join must leave as it is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot(Vec<Value>);
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    state: Vec<Value>,
+    /// Kubernetes' count of the gateway's rollouts: one that was taken back has been two.
+    rollouts: Value,
+}
 
 impl Snapshot {
     /// Takes one; the Applications are in it too, but for those whose names start with `except`.
@@ -227,14 +236,13 @@ impl Snapshot {
             if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
         };
         let mut gateway = get("hub", &["deployment", GATEWAY]);
-        // A counter of Kubernetes': a change that was taken back has been two.
-        gateway["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = Value::Null;
+        let rollouts = gateway["metadata"]["annotations"]["deployment.kubernetes.io/revision"].take();
         let items = |list: Value| list["items"].as_array().cloned().unwrap_or_default();
         let specs = |list: Value, what: fn(&Value) -> Value| {
             items(list).iter().map(|item| json!([item["metadata"]["name"], what(item)])).collect::<Vec<_>>()
         };
         let applications = get("hub", &["applications", "-n", "default"]);
-        Self(vec![
+        let state = vec![
             gateway["spec"].clone(),
             gateway["metadata"]["annotations"].clone(),
             json!(specs(get("hub", &["secrets", "-l", "cluster.core.oam.dev/cluster-credential-type"]), |s| {
@@ -256,15 +264,26 @@ impl Snapshot {
                     service["spec"]["ports"]
                 ])
             })),
-        ])
+        ];
+        Self { state, rollouts }
     }
 
-    /// Checks that nothing changed since.
+    /// Checks that nothing changed since, and that the gateway was not rolled meanwhile.
     pub fn assert_unchanged(&self, lab: &Lab, except: &str) {
         let now = Self::take(lab, except);
-        for (before, after) in self.0.iter().zip(&now.0) {
+        for (before, after) in self.state.iter().zip(&now.state) {
             assert_eq!(before, after);
         }
+        assert_eq!(self.rollouts, now.rollouts, "the gateway was rolled, and back");
+    }
+
+    /// Waits until everything is as it was. The gateway may have been rolled, and back.
+    pub fn await_taken_back(&self, lab: &Lab, except: &str) {
+        eventually("everything taken back", || {
+            let now = Self::take(lab, except);
+            anyhow::ensure!(now.state == self.state, "{now:?}");
+            Ok(())
+        });
     }
 }
 

@@ -8,9 +8,10 @@ use xregion_lab::load::Load;
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
 
 use super::fixture::{
-    Duration, Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, join, joined, lab, properties,
-    regions, start,
+    Duration, Snapshot, annotation, await_stage, bring, eventually, fresh, identity, is_there, is_there_as, join, joined, lab,
+    properties, regions, start,
 };
+use super::leaves::{is_gone, leave};
 
 #[test]
 fn a_managed_cloud_s_cluster_is_joined_and_takes_a_workload() {
@@ -129,11 +130,7 @@ fn g_application_deleted_in_the_middle_of_a_join_takes_it_back() {
     // The route is written and the gateway is being changed.
     await_stage("cut-short", "leading");
     lab.vela_delete("cut-short").unwrap();
-    eventually("everything taken back", || {
-        let now = Snapshot::take(lab, "cut-short");
-        anyhow::ensure!(now == before, "{now:?}");
-        Ok(())
-    });
+    before.await_taken_back(lab, "cut-short");
     lab.stop_cluster(&spec.name).unwrap();
 }
 
@@ -282,4 +279,23 @@ fn l_node_that_is_not_ready_is_passed_over_with_a_warning() {
     });
     lab.start_node("proxy-east-2").unwrap();
     checked.unwrap();
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn n_second_name_that_is_allowed_is_used_like_the_first_and_leaves_it_behind() {
+    let lab = joined();
+    let twin = properties("twin", "proxy-east", "business-a-kubeconfig", json!({"allowSecondName": true}));
+    lab.vela_up(&site::membership("twin", &twin)).unwrap();
+    lab.await_running("twin").unwrap();
+    lab.vela_delete("twin").unwrap();
+    for name in ["twin", "business-a"] {
+        is_there_as(name, "business-a");
+    }
+    // One host name leads to both, each by a port of its own.
+    assert_eq!(annotation("twin", "alias"), annotation("business-a", "alias"));
+    assert_ne!(annotation("twin", "node-port"), annotation("business-a", "node-port"));
+    leave(lab, "twin");
+    is_gone("twin");
+    is_there("business-a");
 }

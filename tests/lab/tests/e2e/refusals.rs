@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use xregion_lab::pki::{Authority, Validity};
 use xregion_lab::site::{self, GATEWAY, NAMESPACE};
-use xregion_lab::{BusinessSpec, Lab, Region};
+use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
 
 use super::fixture::{Snapshot, annotation, eventually, joined, lab, through_gateway};
 use super::laptop::run;
@@ -121,6 +121,7 @@ fn refused_to_shell(case: &Case) {
     args.push(format!("--secret={}", properties["kubeconfig"]["secret"].as_str().unwrap()));
     args.extend(properties["kubeconfig"]["key"].as_str().map(|key| format!("--secret-key={key}")));
     args.extend(properties["nodePort"].as_u64().map(|port| format!("--node-port={port}")));
+    args.extend(properties["gateway"].as_str().map(|gateway| format!("--gateway={gateway}")));
     let labels = properties["labels"].as_object().into_iter().flatten();
     args.extend(labels.map(|(key, value)| format!("--label={key}={}", value.as_str().unwrap())));
     let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
@@ -157,6 +158,7 @@ fn a_request_that_is_wrong_in_itself() {
         secret(12, "has no key 'config'", "business-a-kubeconfig", "config"),
         secret(13, "is not marked as a kubeconfig", "shut", "kubeconfig"),
         of(30, "region proxy-north: no cluster of that name", "north", "proxy-north", json!({})),
+        of(60, "there is no Deployment vela-system/nowhere", "strayed", "proxy-east", json!({"gateway": "nowhere"})),
     ]);
     lab.kubectl("hub", &["delete", "secret", "shut", "-n", NAMESPACE]).unwrap();
 }
@@ -292,20 +294,31 @@ fn e_upstream_that_is_not_what_the_kubeconfig_says() {
     lab.stop_cluster("nameless").unwrap();
 }
 
-#[test]
-fn f_region_without_a_proxy_or_without_nodes() {
-    let lab = joined();
+/// The settings of region west, to be applied again.
+fn settings_of_west(lab: &Lab) -> Value {
     let map = lab.kubectl("proxy-west", &["get", "configmap", "xregion-region", "-n", NAMESPACE, "-o", "json"]).unwrap();
     let mut map: Value = serde_json::from_str(&map).unwrap();
     map["metadata"] = json!({"name": "xregion-region", "namespace": NAMESPACE, "labels": map["metadata"]["labels"], "annotations": map["metadata"]["annotations"]});
+    map
+}
+
+/// The same, with the hub entering by the nodes of a zone.
+fn entered_in(map: &Value, zone: &str) -> Value {
+    let mut map = map.clone();
+    let mut settings: Value = serde_json::from_str(map["data"]["region.json"].as_str().unwrap()).unwrap();
+    settings["nodes"]["selector"] = json!({"zone": zone});
+    map["data"]["region.json"] = json!(settings.to_string());
+    map
+}
+
+#[test]
+fn f_region_without_a_proxy_or_without_nodes() {
+    let lab = joined();
+    let map = settings_of_west(lab);
     lab.kubectl("proxy-west", &["delete", "configmap", "xregion-region", "-n", NAMESPACE]).unwrap();
     refused([of(31, "region proxy-west has no proxy", "new", "proxy-west", json!({}))]);
 
-    let mut nowhere = map.clone();
-    let mut settings: Value = serde_json::from_str(map["data"]["region.json"].as_str().unwrap()).unwrap();
-    settings["nodes"]["selector"] = json!({"zone": "nowhere"});
-    nowhere["data"]["region.json"] = json!(settings.to_string());
-    lab.apply("proxy-west", &nowhere).unwrap();
+    lab.apply("proxy-west", &entered_in(&map, "nowhere")).unwrap();
     refused([of(33, "no node of its proxy cluster has the labels", "new", "proxy-west", json!({}))]);
     lab.apply("proxy-west", &map).unwrap();
 }
@@ -346,4 +359,37 @@ fn h_region_without_a_ready_proxy() {
     refused([of(32, "region proxy-west: no proxy is ready", "new", "proxy-west", json!({}))]);
     lab.kubectl("proxy-west", &["scale", "deployment", "xregion-proxy", "-n", NAMESPACE, "--replicas=2"]).unwrap();
     lab.kubectl("proxy-west", &["rollout", "status", "deployment", "xregion-proxy", "-n", NAMESPACE, "--timeout=120s"]).unwrap();
+}
+
+#[test]
+#[ignore = "a door is knocked at for ten seconds: make test-faults"]
+fn i_ready_node_that_the_hub_does_not_reach() {
+    let lab = joined();
+    // It stays Ready: its cluster talks over the region. A proxy is on each of the two nodes.
+    lab.cut_link("proxy-east-2", Bridge::Peer).unwrap();
+    let checked = std::panic::catch_unwind(|| {
+        refused([of(44, "node proxy-east-2 of the region can't be reached from the hub", "cut-off", "proxy-east", json!({}))]);
+    });
+    lab.mend_link("proxy-east-2", Bridge::Peer).unwrap();
+    checked.unwrap();
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn j_region_whose_nodes_are_not_ready() {
+    let lab = joined();
+    let map = settings_of_west(lab);
+    // A node that has registered, and was not heard of again.
+    let silent = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "silent", "labels": {"zone": "silent"}},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.80.0.250"}]},
+    });
+    lab.kubectl_with_input("proxy-west", &["create", "-f", "-"], &silent.to_string()).unwrap();
+    lab.apply("proxy-west", &entered_in(&map, "silent")).unwrap();
+    let checked = std::panic::catch_unwind(|| {
+        refused([of(33, "region proxy-west: none of its nodes is ready (silent)", "new", "proxy-west", json!({}))]);
+    });
+    lab.apply("proxy-west", &map).unwrap();
+    lab.kubectl("proxy-west", &["delete", "node", "silent"]).unwrap();
+    checked.unwrap();
 }

@@ -1,4 +1,6 @@
-//! Least privilege: every rule of the addon's roles is taken away in turn, and something fails without it.
+//! Least privilege: every rule of what joins and leaves have on the hub (the Roles `xregion` of both namespaces, and the ClusterRole) is
+//! taken away in turn, and a join or a leave fails without it. Rules and not verbs: some verbs are only for what goes wrong on the way, or
+//! for a gateway as KubeVela installs it.
 
 use serde_json::{Value, json};
 use xregion_lab::Lab;
