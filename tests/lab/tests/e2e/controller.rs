@@ -1,6 +1,7 @@
 //! The controller: what is lost on the gateway or in a region comes back, what it can't bring back is told, and it fights with nobody.
 //! It runs for these tests only: others break things on purpose, and it would mend them.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -43,6 +44,26 @@ fn told(about: &str) -> anyhow::Result<Vec<String>> {
     let overview: Value = serde_json::from_str(&output.stdout)?;
     let entries = overview["outOfStep"].as_array().cloned().unwrap_or_default();
     Ok(entries.iter().filter(|entry| entry["about"] == about).map(ToString::to_string).collect())
+}
+
+/// Events by their names, and what each says.
+type Events = BTreeMap<String, String>;
+
+/// The Events of a reason about something in KubeVela's namespace.
+fn events(reason: &str, kind: &str, name: &str) -> Events {
+    let events = lab().kubectl("hub", &["get", "events", "-n", NAMESPACE, "-o", "json"]).unwrap();
+    let events: Value = serde_json::from_str(&events).unwrap();
+    let is_it = |event: &&Value| {
+        let about = &event["involvedObject"];
+        event["reason"] == reason && about["kind"] == kind && about["name"] == name
+    };
+    let told = events["items"].as_array().unwrap().iter().filter(is_it);
+    told.map(|event| (event["metadata"]["name"].to_string(), event["message"].to_string())).collect()
+}
+
+/// What those say that were not there before: another run of these tests may have left some.
+fn news(before: &Events, now: Events) -> Vec<String> {
+    now.into_iter().filter(|(name, _)| !before.contains_key(name)).map(|(_, said)| said).collect()
 }
 
 fn leave(spec: &BusinessSpec) {
@@ -100,15 +121,7 @@ fn a_way_and_gateway_come_back_in_one_rollout_without_a_failed_request() {
     assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
     assert_eq!(lab.gateway_revision().unwrap() - revision, 1, "one rollout");
-    let events = lab.kubectl("hub", &["get", "events", "-n", NAMESPACE, "-o", "json"]).unwrap();
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let tells = |kind: &str, name: &str| {
-        let is_it = |event: &&Value| {
-            event["reason"] == "Mended" && event["involvedObject"]["kind"] == kind && event["involvedObject"]["name"] == name
-        };
-        events["items"].as_array().unwrap().iter().any(|event| is_it(&event))
-    };
-    assert!(tells("Deployment", GATEWAY) && tells("Secret", &spec.name), "{events}");
+    assert!(!events("Mended", "Deployment", GATEWAY).is_empty() && !events("Mended", "Secret", &spec.name).is_empty());
 
     // While it runs, and without the gateway.
     lose_way(&spec.name);
@@ -168,6 +181,8 @@ fn c_region_that_does_not_answer_keeps_its_aliases_and_is_told() {
     let spec = BusinessSpec { region: Region::West, ..fresh(180) };
     join_all(&[(&spec, json!({}))]);
     let before = gateway().unwrap();
+    let not_mended = || events("NotMended", "Secret", "proxy-west");
+    let events_before = not_mended();
     let controller = Controller::enable();
     // Its API server and its one node are there.
     lab.cut_link("proxy-west-1", Bridge::Peer).unwrap();
@@ -187,6 +202,9 @@ fn c_region_that_does_not_answer_keeps_its_aliases_and_is_told() {
         Ok(())
     });
     assert_eq!(gateway().unwrap(), before);
+    let mut told = news(&events_before, not_mended());
+    told.retain(|said| said.contains("its host aliases stay as they are"));
+    assert_eq!(told.len(), 1, "it is told once: {told:?}");
     is_there(&spec.name);
     drop(controller);
     leave(&spec);
