@@ -192,3 +192,31 @@ fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
     kill("--grace-period=0");
     end(controller, &[&spec, &twin]);
 }
+
+#[test]
+#[ignore = "make test-faults"]
+fn e_member_that_waits_for_applications_leaves_by_force() {
+    let lab = joined();
+    let spec = fresh(207);
+    start(&spec);
+    let controller = Controller::enable();
+    declare(&spec, &json!({}));
+    lab.await_running(&spec.name).unwrap();
+    lab.vela_up(&site::settings("lodger", &spec.name)).unwrap();
+    lab.await_running("lodger").unwrap();
+    begin_to_delete(&spec.name);
+    await_told(&spec.name, "waiting", "default/lodger");
+    is_there(&spec.name);
+
+    // By the command that it is told with.
+    let told = member(&spec.name).unwrap().unwrap()["data"]["message"].as_str().unwrap().to_owned();
+    let command = told.strip_suffix(')').and_then(|told| told.split_once("or set force: kubectl "));
+    let (_, command) = command.unwrap_or_else(|| panic!("{told}"));
+    lab.kubectl("hub", &command.split(' ').collect::<Vec<_>>()).unwrap();
+    await_end_of(&spec.name);
+    // It stays where it was deployed, and KubeVela doesn't wait for it.
+    let kept = lab.kubectl(&spec.name, &["get", "configmap", "lodger", "-n", "default", "-o", "name"]).unwrap();
+    assert_eq!(kept.trim(), "configmap/lodger");
+    lab.vela_delete("lodger").unwrap();
+    end(controller, &[&spec]);
+}
