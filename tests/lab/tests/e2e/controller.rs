@@ -4,17 +4,23 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use xregion_lab::load::Load;
 use xregion_lab::site::{GATEWAY, NAMESPACE};
 use xregion_lab::{Bridge, BusinessSpec, Region};
 
-use super::fixture::{Controller, Duration, annotation, eventually, fresh, is_there, join_all, joined, lab, through_gateway};
+use super::fixture::{
+    CONTROLLER, CONTROLLER_PODS, Controller, Duration, annotation, eventually, fresh, is_there, join_all, joined, kill_controller,
+    lab, through_gateway,
+};
 use super::laptop::run;
 use super::leaves::is_gone;
 
 /// Within what it mends.
 const MENDED: Duration = Duration::from_secs(30);
+/// After what a Lease runs out.
+const LEASE: Duration = Duration::from_secs(15);
 
 /// The way of a cluster through region east: its route and its port.
 fn way(cluster: &str) -> anyhow::Result<(Value, Value)> {
@@ -25,6 +31,15 @@ fn way(cluster: &str) -> anyhow::Result<(Value, Value)> {
 fn lose_way(cluster: &str) {
     lab().lose_route(cluster).unwrap();
     lab().lose_port(cluster).unwrap();
+}
+
+/// Waits until a way is what it was.
+fn await_way(cluster: &str, before: &(Value, Value)) {
+    eventually("the way as before", || {
+        let way = way(cluster)?;
+        anyhow::ensure!(way == *before, "{way:?}");
+        Ok(())
+    });
 }
 
 fn gateway() -> anyhow::Result<Value> {
@@ -64,6 +79,16 @@ fn events(reason: &str, kind: &str, name: &str) -> Events {
 /// What those say that were not there before: another run of these tests may have left some.
 fn news(before: &Events, now: Events) -> Vec<String> {
     now.into_iter().filter(|(name, _)| !before.contains_key(name)).map(|(_, said)| said).collect()
+}
+
+/// The pod of the controller that leads.
+fn leader() -> anyhow::Result<String> {
+    let get = |what: &[&str]| lab().kubectl("hub", &[&["get", "-n", NAMESPACE], what].concat());
+    let holder = get(&["lease", CONTROLLER, "-o", "jsonpath={.spec.holderIdentity}"])?;
+    let pods = get(&["pods", "-l", CONTROLLER_PODS, "-o", "jsonpath={.items[*].metadata.name}"])?;
+    // It calls itself by its pod and its process.
+    let leads = |pod: &&str| holder.starts_with(&format!("{pod}-"));
+    pods.split(' ').find(leads).map(str::to_owned).with_context(|| format!("{holder:?} is in none of {pods}"))
 }
 
 fn leave(spec: &BusinessSpec) {
@@ -126,11 +151,7 @@ fn a_way_and_gateway_come_back_in_one_rollout_without_a_failed_request() {
     // While it runs, and without the gateway.
     lose_way(&spec.name);
     let start = Instant::now();
-    eventually("the way as before", || {
-        let way = way(&spec.name)?;
-        anyhow::ensure!(way == way_before, "{way:?}");
-        Ok(())
-    });
+    await_way(&spec.name, &way_before);
     assert!(start.elapsed() < MENDED, "{:?}", start.elapsed());
     eventually("the joined cluster answering", || through_gateway(lab, &spec.name, "/version"));
     assert_eq!(lab.gateway_revision().unwrap() - revision, 1, "no further rollout");
@@ -207,5 +228,41 @@ fn c_region_that_does_not_answer_keeps_its_aliases_and_is_told() {
     assert_eq!(told.len(), 1, "it is told once: {told:?}");
     is_there(&spec.name);
     drop(controller);
+    leave(&spec);
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn d_second_controller_goes_on_when_the_first_is_killed_and_it_is_mended_once() {
+    let lab = joined();
+    let spec = fresh(204);
+    join_all(&[(&spec, json!({}))]);
+    let before = way(&spec.name).unwrap();
+    let revision = lab.gateway_revision().unwrap();
+    let mended = || events("Mended", "Secret", &spec.name);
+    let events_before = mended();
+    let controller = Controller::enable_several("2");
+    let first = eventually("a controller that leads", leader);
+    lose_way(&spec.name);
+    let start = Instant::now();
+    kill_controller(&first);
+    // Or its container would be started again, under the name that has the Lease.
+    lab.kubectl("hub", &["delete", "pod", &first, "-n", NAMESPACE, "--grace-period=0", "--force"]).unwrap();
+    await_way(&spec.name, &before);
+    let took = start.elapsed();
+    println!("mended {:.1} s after the death of the controller that led", took.as_secs_f64());
+    assert!(took < LEASE + MENDED, "{took:?}");
+    eventually("the joined cluster answering", || through_gateway(lab, &spec.name, "/version"));
+    eventually("what is told of it", || {
+        anyhow::ensure!(!news(&events_before, mended()).is_empty(), "nothing");
+        Ok(())
+    });
+    // Both look on.
+    controller.await_ready("2");
+    assert_ne!(leader().unwrap(), first);
+    drop(controller);
+    assert_eq!(news(&events_before, mended()).len(), 1, "by one of them, and once: {:?}", mended());
+    assert_eq!(lab.gateway_revision().unwrap(), revision, "a way needs no rollout");
+    assert_eq!(way(&spec.name).unwrap(), before);
     leave(&spec);
 }

@@ -5,8 +5,8 @@ use xregion_lab::site::{self, NAMESPACE};
 use xregion_lab::{BusinessSpec, wait};
 
 use super::fixture::{
-    CONTROLLER, Controller, Duration, annotation, eventually, fresh, identity, is_there, joined, lab, secret, start,
-    through_gateway,
+    CONTROLLER, CONTROLLER_PODS, Controller, Duration, annotation, eventually, fresh, identity, is_there, joined, lab, secret,
+    start, through_gateway,
 };
 use super::leaves::is_gone;
 
@@ -166,9 +166,7 @@ fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
     }
     let controller = Controller::enable();
     let kill = |grace: &str| {
-        let pods =
-            ["delete", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=controller,app.kubernetes.io/name=xregion"];
-        lab.kubectl("hub", &[&pods[..], &[grace]].concat()).unwrap();
+        lab.kubectl("hub", &["delete", "pods", "-n", NAMESPACE, "-l", CONTROLLER_PODS, grace]).unwrap();
         lab.kubectl("hub", &["rollout", "status", "deployment", CONTROLLER, "-n", NAMESPACE, "--timeout=120s"]).unwrap();
     };
     for (spec, grace) in [(&spec, "--grace-period=0"), (&twin, "--grace-period=30")] {
