@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
+use xregion_lab::drift::renamed;
 use xregion_lab::load::Load;
 use xregion_lab::site::{GATEWAY, NAMESPACE};
 use xregion_lab::{Bridge, BusinessSpec, Region};
@@ -43,13 +44,22 @@ fn await_way(cluster: &str, before: &(Value, Value)) {
 }
 
 fn gateway() -> anyhow::Result<Value> {
-    lab().gateway_settings()
+    lab().gateway_settings(GATEWAY)
 }
 
 /// Puts the gateway's Deployment to how KubeVela's chart has it, and waits until the proxy clusters answer.
 fn reinstall_gateway() {
     lab().lose_aliases().unwrap();
     lab().reset_gateway().unwrap();
+}
+
+fn await_rolled() {
+    eventually("the old gateway gone", || {
+        let output = run(&["status", "-o", "json"]);
+        let overview: Value = serde_json::from_str(&output.stdout)?;
+        anyhow::ensure!(overview["hub"]["rolled"] == true, "{}", overview["hub"]);
+        Ok(())
+    });
 }
 
 /// What `xregion status` says is out of step about something.
@@ -134,12 +144,7 @@ fn a_way_and_gateway_come_back_in_one_rollout_without_a_failed_request() {
         start.elapsed().as_secs_f64()
     );
     assert!(took < MENDED, "{took:?}");
-    eventually("the old gateway gone", || {
-        let output = run(&["status", "-o", "json"]);
-        let overview: Value = serde_json::from_str(&output.stdout)?;
-        anyhow::ensure!(overview["hub"]["rolled"] == true, "{}", overview["hub"]);
-        Ok(())
-    });
+    await_rolled();
     is_there(&spec.name);
     is_there("business-a");
     let outcome = load.stop().unwrap();
@@ -264,5 +269,38 @@ fn d_second_controller_goes_on_when_the_first_is_killed_and_it_is_mended_once() 
     assert_eq!(news(&events_before, mended()).len(), 1, "by one of them, and once: {:?}", mended());
     assert_eq!(lab.gateway_revision().unwrap(), revision, "a way needs no rollout");
     assert_eq!(way(&spec.name).unwrap(), before);
+    leave(&spec);
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn e_gateway_that_is_reinstalled_under_another_name_gets_all_that_is_recorded() {
+    let lab = joined();
+    let spec = fresh(205);
+    join_all(&[(&spec, json!({}))]);
+    let (before, bare) = (gateway().unwrap(), lab.bare_gateway().unwrap());
+    let controller = Controller::enable();
+    let reinstall = |old: &str, name: &str, new: &Value| {
+        lab.replace_gateway(old, new).unwrap();
+        let start = Instant::now();
+        eventually("the new gateway as the old one was", || {
+            let now = lab.gateway_settings(name)?;
+            anyhow::ensure!(now == before, "{now}");
+            Ok(())
+        });
+        let took = start.elapsed();
+        println!("mended {:.1} s after the gateway was {name}", took.as_secs_f64());
+        assert!(took < MENDED, "{took:?}");
+        eventually("the joined cluster answering", || through_gateway(lab, &spec.name, "/version"));
+        await_rolled();
+        is_there(&spec.name);
+    };
+    let other = "another-cluster-gateway";
+    let moved = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reinstall(GATEWAY, other, &renamed(&bare, other))));
+    // Under the name that other tests know, and as new once more.
+    reinstall(other, GATEWAY, &bare);
+    moved.unwrap();
+    is_there("business-a");
+    drop(controller);
     leave(&spec);
 }
