@@ -24,12 +24,12 @@ const MENDED: Duration = Duration::from_secs(30);
 const LEASE: Duration = Duration::from_secs(15);
 
 /// The way of a cluster through region east: its route and its port.
-fn way(cluster: &str) -> anyhow::Result<(Value, Value)> {
+pub fn way(cluster: &str) -> anyhow::Result<(Value, Value)> {
     Ok((lab().route(cluster)?, lab().port(cluster)?))
 }
 
 /// Deletes the route and the port of a cluster in region east.
-fn lose_way(cluster: &str) {
+pub fn lose_way(cluster: &str) {
     lab().lose_route(cluster).unwrap();
     lab().lose_port(cluster).unwrap();
 }
@@ -101,7 +101,8 @@ fn leader() -> anyhow::Result<String> {
     pods.split(' ').find(leads).map(str::to_owned).with_context(|| format!("{holder:?} is in none of {pods}"))
 }
 
-fn leave(spec: &BusinessSpec) {
+/// Lets a cluster leave, and ends it.
+pub fn leave(spec: &BusinessSpec) {
     let left = run(&["leave", &spec.name]);
     assert!(left.status.success(), "{left:?}");
     is_gone(&spec.name);

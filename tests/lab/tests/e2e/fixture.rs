@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -74,6 +74,35 @@ impl Drop for Controller {
         // A test that has failed already is not to fail here, too.
         let _ = lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=false"]);
         let _ = lab().kubectl("hub", &["wait", "pods", "-n", NAMESPACE, "-l", CONTROLLER_PODS, "--for=delete", "--timeout=60s"]);
+    }
+}
+
+/// The controller as a process of this machine, in the hub's network, as which it starts at once. Its log is a file.
+pub struct Process(Child);
+
+impl Process {
+    /// Starts this program as one.
+    pub fn start(program: &str, env: &[(&str, &str)], log: &Path) -> Self {
+        let mut command = lab().command("hub", &[program, "controller", "--health-port", "17081"]).unwrap();
+        let log = std::fs::File::create(log).unwrap();
+        command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self(command.spawn().unwrap())
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // Asked to end, it gives its Lease back.
+            let pid = nix::unistd::Pid::from_raw(self.0.id().try_into().unwrap_or_default());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
+            let _ = self.0.wait();
+        }
     }
 }
 
