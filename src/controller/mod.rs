@@ -434,7 +434,7 @@ impl Controller<'_> {
     async fn last_writer(&self, seen: &Seen, repair: &Repair) -> Option<String> {
         match repair {
             Repair::Gateway { .. } | Repair::Addresses { .. } => seen.gateway.as_ref().ok()?.1.last_writer.clone(),
-            Repair::Entries { .. } => None,
+            Repair::Entries { region, .. } => self.hub.entry_writer(region).await.ok()?,
             Repair::Service { region } => Region::enter(self.hub, region).await.ok()?.service_writer().await.ok()?,
             Repair::Way { region, route, lost, .. } => {
                 let region = Region::enter(self.hub, region).await.ok()?;
@@ -501,6 +501,12 @@ fn shortened(note: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tower_test::mock::pair;
+
     use super::*;
     use crate::model::aliases::Wanted;
     use crate::model::nodes::Way;
@@ -526,6 +532,39 @@ mod tests {
         assert_eq!(of([Verdict::Stop, Verdict::Wait]), None);
         let change = change(&repairs, &[Verdict::Mend, Verdict::Mend]).unwrap();
         assert!(change.leaving.is_empty() && change.dropped.is_empty(), "nothing is ever taken off");
+    }
+
+    /// A list of one object that each of these has written, at that second.
+    fn written(by: &[(&str, u8)]) -> Value {
+        let entry = |(manager, second): &(&str, u8)| json!({"manager": manager, "time": format!("2026-01-01T00:00:0{second}Z")});
+        let fields: Vec<Value> = by.iter().map(entry).collect();
+        json!({"kind": "List", "metadata": {}, "items": [{"metadata": {"managedFields": fields}}]})
+    }
+
+    #[tokio::test]
+    async fn who_keeps_editing_the_services_of_a_region_on_the_hub_is_named() {
+        for (services, slices, writer) in [
+            (written(&[("xregion", 1)]), written(&[("xregion", 2)]), None),
+            (written(&[("xregion", 1), ("kubectl-edit", 2)]), written(&[("xregion", 3)]), Some("kubectl-edit")),
+            (written(&[("kubectl-edit", 1)]), written(&[("stubborn", 2)]), Some("stubborn")),
+        ] {
+            let (service, mut handle) = pair::<Request<Body>, Response<Body>>();
+            tokio::spawn(async move {
+                while let Some((request, respond)) = handle.next_request().await {
+                    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+                    assert!(path.contains("/namespaces/xregion-system/") && query.contains("%2Fregion%3Deast"), "{path}?{query}");
+                    let list = if path.ends_with("/services") { &services } else { &slices };
+                    respond.send_response(Response::new(Body::from(list.to_string().into_bytes())));
+                }
+            });
+            let hub = Hub::mocked(Client::new(service, "vela-system"));
+            let (health, still, credentials) = (Health::new(""), Still::default(), Mutex::default());
+            let controller = Controller { hub: &hub, holder: "me", health, metrics: Metrics::new(), still, credentials };
+            let gateway = Err(Failure::new(Kind::GatewayMissing, "none", "none"));
+            let seen = Seen { secrets: vec![], records: Records::default(), regions: vec![], gateway };
+            let repair = Repair::Entries { region: "east".parse().unwrap(), way: Way::default() };
+            assert_eq!(controller.last_writer(&seen, &repair).await.as_deref(), writer);
+        }
     }
 
     #[test]

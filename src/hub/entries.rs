@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Hub, answer, call, explain};
 use crate::error::{Failure, Kind, Result};
-use crate::model::entries::{Door, Entries, HUB_NAMESPACE, KIND_ENTRY, Needs, Write, by_region};
+use crate::model::drift::last_writer;
+use crate::model::entries::{Door, Entries, HUB_NAMESPACE, KIND_ENTRY, Needs, Write, by_region, selector};
 use crate::model::names::{ClusterName, JOB, KIND, MANAGER, NAMESPACE};
 
 /// The key of the addon's ConfigMap that says what host aliases lead to: `services` or `nodes`.
@@ -44,11 +45,24 @@ impl Hub {
 
     /// The Services of every region.
     pub async fn entries(&self) -> Result<BTreeMap<ClusterName, Entries>> {
-        let params = ListParams::default().labels(&format!("{KIND}={KIND_ENTRY}"));
+        let (services, slices) = self.entry_objects(&format!("{KIND}={KIND_ENTRY}")).await?;
+        Ok(by_region(&services, &slices))
+    }
+
+    /// Who last wrote the Services of a region or their EndpointSlices, but for xregion. Who deleted some left no trace.
+    pub async fn entry_writer(&self, region: &ClusterName) -> Result<Option<String>> {
+        let (services, slices) = self.entry_objects(&selector(region)).await?;
+        let metadata = services.into_iter().map(|service| service.metadata).chain(slices.into_iter().map(|slice| slice.metadata));
+        let fields: Vec<_> = metadata.flat_map(|metadata| metadata.managed_fields.unwrap_or_default()).collect();
+        Ok(last_writer(&fields))
+    }
+
+    async fn entry_objects(&self, labels: &str) -> Result<(Vec<Service>, Vec<EndpointSlice>)> {
+        let params = ListParams::default().labels(labels);
         let (services, slices) = (self.entry_services(), self.entry_slices());
         let what = ["Services", "EndpointSlices"].map(|what| format!("list {what} in {HUB_NAMESPACE}"));
         let (services, slices) = try_join!(call(&what[0], services.list(&params)), call(&what[1], slices.list(&params)))?;
-        Ok(by_region(&services.items, &slices.items))
+        Ok((services.items, slices.items))
     }
 
     async fn entries_of(&self, region: &ClusterName) -> Result<Entries> {

@@ -154,6 +154,11 @@ pub enum Write {
     ReplaceSlice(String, Value),
 }
 
+/// Selects the Services of a region, and their EndpointSlices, by their labels.
+pub fn selector(region: &ClusterName) -> String {
+    format!("{KIND}={KIND_ENTRY},{REGION}={region}")
+}
+
 /// Sorts what there is in [`HUB_NAMESPACE`] by regions. What somebody else made there, or made into something else, is left out.
 pub fn by_region(services: &[Service], slices: &[EndpointSlice]) -> BTreeMap<ClusterName, Entries> {
     let mut regions: BTreeMap<ClusterName, Entries> = BTreeMap::new();

@@ -8,6 +8,8 @@ use crate::site::{ENTRIES, GATEWAY, NAMESPACE};
 
 const REGION: &str = "proxy-east";
 const SERVICE: &str = "cross-region-nginx-proxy-svc";
+/// The gateway's Service, to which the hub's API leads.
+const GATEWAY_SERVICE: &str = "kubevela-cluster-gateway-service";
 
 impl Lab {
     fn get_json(&self, cluster: &str, what: &[&str]) -> Result<Value> {
@@ -63,12 +65,13 @@ impl Lab {
         self.kubectl(REGION, &["patch", "service", SERVICE, "-n", NAMESPACE, "--type=json", "-p", &patch]).map(drop)
     }
 
-    /// What of the gateway's Deployment is xregion's: host aliases in any order, their record, and what makes rollouts smooth.
+    /// What of the gateway's Deployment of this name is xregion's: host aliases in any order, their record, and what makes rollouts
+    /// smooth.
     ///
     /// # Errors
     /// When the Deployment can't be read.
-    pub fn gateway_settings(&self) -> Result<Value> {
-        let deployment = self.get_json("hub", &["deployment", GATEWAY])?;
+    pub fn gateway_settings(&self, name: &str) -> Result<Value> {
+        let deployment = self.get_json("hub", &["deployment", name])?;
         let (strategy, pod) = (&deployment["spec"]["strategy"], &deployment["spec"]["template"]["spec"]);
         let mut aliases: Vec<(String, Vec<String>)> = serde_json::from_value::<Vec<Value>>(pod["hostAliases"].clone())
             .unwrap_or_default()
@@ -144,5 +147,57 @@ impl Lab {
         let bare =
             r#"{"metadata":{"annotations":{"xregion.oam.dev/aliases":null}},"spec":{"template":{"spec":{"hostAliases":null}}}}"#;
         self.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", "-p", bare]).map(drop)
+    }
+
+    /// The gateway's Deployment as KubeVela's chart would install it anew: without anything that xregion or Kubernetes has added.
+    ///
+    /// # Errors
+    /// When the Deployment can't be read.
+    pub fn bare_gateway(&self) -> Result<Value> {
+        let now = self.get_json("hub", &["deployment", GATEWAY])?;
+        let (mut metadata, mut spec) = (now["metadata"].clone(), now["spec"].clone());
+        keep(&mut metadata, |key| ["name", "namespace", "labels", "annotations"].contains(&key));
+        keep(&mut metadata["annotations"], |key| key.starts_with("meta.helm.sh/"));
+        spec["strategy"] = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}});
+        spec["minReadySeconds"] = json!(0);
+        let template = &mut spec["template"];
+        keep(&mut template["metadata"], |key| ["labels", "annotations"].contains(&key));
+        keep(&mut template["metadata"]["annotations"], |key| !key.starts_with("xregion.oam.dev/"));
+        keep(&mut template["spec"], |key| key != "hostAliases");
+        keep(&mut template["spec"]["containers"][0], |key| !["readinessProbe", "lifecycle", "env"].contains(&key));
+        Ok(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}))
+    }
+
+    /// Installs a gateway in the place of the Deployment of another name: its Service leads to the new one as soon as that is ready,
+    /// and the old one goes.
+    ///
+    /// # Errors
+    /// When kubectl fails, or it does not get ready.
+    pub fn replace_gateway(&self, old: &str, new: &Value) -> Result<()> {
+        let name = new["metadata"]["name"].as_str().context("a Deployment without a name")?;
+        self.apply("hub", new)?;
+        self.kubectl("hub", &["rollout", "status", "deployment", name, "-n", NAMESPACE, "--timeout=120s"])?;
+        let labels = &new["spec"]["selector"]["matchLabels"];
+        let patch = json!([{"op": "replace", "path": "/spec/selector", "value": labels}]).to_string();
+        self.kubectl("hub", &["patch", "service", GATEWAY_SERVICE, "-n", NAMESPACE, "--type=json", "-p", &patch])?;
+        self.kubectl("hub", &["delete", "deployment", old, "-n", NAMESPACE, "--ignore-not-found"]).map(drop)
+    }
+}
+
+/// The same Deployment under another name, with pods of other labels.
+#[must_use]
+pub fn renamed(deployment: &Value, name: &str) -> Value {
+    let mut renamed = deployment.clone();
+    let labels = json!({"app.kubernetes.io/name": name});
+    renamed["metadata"]["name"] = json!(name);
+    renamed["spec"]["selector"] = json!({"matchLabels": labels});
+    renamed["spec"]["template"]["metadata"]["labels"] = labels;
+    renamed
+}
+
+/// Takes the other keys off an object.
+fn keep(object: &mut Value, is_kept: impl Fn(&str) -> bool) {
+    if let Some(object) = object.as_object_mut() {
+        object.retain(|key, _| is_kept(key));
     }
 }

@@ -19,7 +19,7 @@ mod cluster;
 mod command;
 pub mod compared;
 pub mod dns;
-mod drift;
+pub mod drift;
 mod faults;
 mod inside;
 mod kubeconfig;

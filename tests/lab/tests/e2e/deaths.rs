@@ -1,6 +1,6 @@
 //! Death in the middle: a build of xregion with kill points runs in the hub's network and dies (SIGKILL) before or after each of the
 //! writes that an undisturbed run makes. Whatever it left, the hub works, the same run again ends as if nothing had happened, and a
-//! leave clears everything.
+//! leave clears everything. A controller dies likewise while it puts back what was lost, and the next one goes on from there.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use xregion_lab::load::Load;
 use xregion_lab::site::{GATEWAY, NAMESPACE};
-use xregion_lab::{Lab, Region};
+use xregion_lab::{Lab, Region, wait};
 
-use super::fixture::{annotation, fresh, joined, through_gateway};
+use super::controller::{leave, lose_way, way};
+use super::fixture::{
+    CONTROLLER, Duration, Process, annotation, eventually, fresh, is_there, join_all, joined, lab, through_gateway,
+};
+use super::laptop::run;
 use super::leaves::is_gone;
 
 /// Of how many kill points of a story `make test` tries one.
@@ -138,7 +143,7 @@ impl<'a> Subject<'a> {
         assert_eq!(claimed, std::slice::from_ref(host));
         let names = gateway["spec"]["template"]["spec"]["hostAliases"].to_string();
         assert_eq!(names.matches(&format!("\"{host}\"")).count(), 2, "one entry for each of the region's two nodes: {names}");
-        assert_eq!(get("hub", &["configmaps", "-l", "xregion.oam.dev/kind=leaving"])["items"], serde_json::json!([]));
+        assert_eq!(get("hub", &["configmaps", "-l", "xregion.oam.dev/kind=leaving"])["items"], json!([]));
         through_gateway(self.lab, &self.name, "/version").unwrap();
     }
 
@@ -243,5 +248,126 @@ fn b_every_kill_point() {
     // For the benchmark's report. One that did not converge ends the test before this.
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("faults.json"), serde_json::json!({"tried": tried, "converged": tried}).to_string()).unwrap();
+    std::fs::write(directory.join("faults.json"), json!({"tried": tried, "converged": tried}).to_string()).unwrap();
+}
+
+/// Runs a controller until it dies, or all is restored; says whether it died.
+fn controller_dies(env: &[(&str, &str)], restored: impl Fn() -> anyhow::Result<()>) -> bool {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut controller = Process::start(&program(), env, log.path());
+    let ended = wait::until("the controller's death, or all restored", Duration::from_secs(120), || match controller.ended()? {
+        // It may have died of the last write.
+        None => restored().and_then(|()| controller.ended()),
+        ended => Ok(ended),
+    });
+    let log = || std::fs::read_to_string(log.path()).unwrap();
+    let ended = ended.unwrap_or_else(|error| panic!("{env:?}: {error:#}\n{}", log()));
+    if let Some(status) = ended {
+        assert_eq!(status.signal(), Some(9), "{env:?}: {}", log());
+        free_leases();
+    }
+    ended.is_some()
+}
+
+/// Waiting for the Leases of the dead to run out would take most of the time.
+fn free_leases() {
+    for (cluster, lease) in [("hub", CONTROLLER), ("hub", "xregion-gateway"), ("proxy-east", "xregion-service")] {
+        let free = r#"{"spec":{"holderIdentity":null}}"#;
+        lab().kubectl(cluster, &["patch", "lease", lease, "-n", NAMESPACE, "--type=merge", "-p", free]).unwrap();
+    }
+}
+
+/// The writes of a controller that put something back, each once and in their order: not what it tells, nor its own Lease, nor that a
+/// Lease is made.
+fn repairs(record: &Path) -> Vec<String> {
+    let mut repairs = Vec::new();
+    for line in std::fs::read_to_string(record).unwrap().lines() {
+        let (write, _) = line.rsplit_once(" #").unwrap();
+        let of_itself = ["/events", "/xregion-controller", "/leases"].iter().any(|end| write.ends_with(end));
+        if !of_itself && !repairs.iter().any(|other| other == write) {
+            repairs.push(write.to_owned());
+        }
+    }
+    repairs
+}
+
+/// Has a controller put back what is lost, which dies after each of the writes that this takes; the next one goes on from what it
+/// left. (Before a write, all is as after the one before it.) Gives how often it died.
+fn put_back_through_deaths(lose: impl Fn(), restored: impl Fn() -> anyhow::Result<()>) -> usize {
+    let record = tempfile::NamedTempFile::new().unwrap();
+    lose();
+    assert!(!controller_dies(&[("XREGION_RECORD_WRITES", record.path().to_str().unwrap())], &restored));
+    lose();
+    let mut died = 0;
+    for write in repairs(record.path()) {
+        // The first of them that this run makes: those of the runs before it are not made again.
+        let point = format!("after {write} #1");
+        if controller_dies(&[("XREGION_DIE", point.as_str())], &restored) {
+            println!("controller: died {point}");
+            died += 1;
+        } else {
+            println!("controller: did not come to {point}");
+            lose();
+        }
+    }
+    assert!(!controller_dies(&[], &restored));
+    died
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn c_controller_that_dies_after_any_write_of_a_repair_is_gone_on_from() {
+    let lab = joined();
+    let spec = fresh(206);
+    join_all(&[(&spec, json!({}))]);
+    let clusters = [spec.name.as_str(), "business-a"];
+    let ways = || clusters.iter().map(|cluster| way(cluster)).collect::<anyhow::Result<Vec<_>>>();
+    let before = ways().unwrap();
+    let load = Load::start(lab, &["proxy-west"]).unwrap();
+
+    // The cluster's way, what the hub leads to its region by, and every host alias with the record of them.
+    let lose = || {
+        lose_way(&spec.name);
+        lab.lose_entries("proxy-east").unwrap();
+        lab.lose_aliases().unwrap();
+        eventually("the EndpointSlices gone with their Services", || {
+            let nodes = lab.entry_nodes("proxy-east")?;
+            anyhow::ensure!(nodes.is_empty(), "{nodes:?}");
+            Ok(())
+        });
+    };
+    let whole = || {
+        let now = ways()?;
+        anyhow::ensure!(now == before, "{now:?}");
+        for cluster in clusters {
+            let output = run(&["doctor", cluster]);
+            anyhow::ensure!(output.status.success(), "{output:?}");
+        }
+        Ok(())
+    };
+    // Two Leases, the port, the route, the Services, their EndpointSlices, the gateway.
+    let died = put_back_through_deaths(lose, whole);
+    assert!(died >= 7, "{died}");
+
+    // What the region's Service says beside its ports.
+    let service = ["service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE];
+    let bend = || {
+        let patch = r#"{"spec":{"externalTrafficPolicy":"Local"}}"#;
+        lab.kubectl("proxy-east", &[&["patch", "--type=merge", "-p", patch], &service[..]].concat()).unwrap();
+    };
+    let straight = || {
+        let path = "jsonpath={.spec.externalTrafficPolicy}";
+        let policy = lab.kubectl("proxy-east", &[&["get", "-o", path], &service[..]].concat())?;
+        anyhow::ensure!(policy == "Cluster", "{policy}");
+        Ok(())
+    };
+    let died = put_back_through_deaths(bend, straight);
+    assert!(died >= 2, "{died}");
+
+    let outcome = load.stop().unwrap();
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    clusters.iter().for_each(|cluster| is_there(cluster));
+    assert_eq!(ways().unwrap(), before);
+    leave(&spec);
 }

@@ -1,7 +1,8 @@
 //! What the tests stand on: one lab with the addon enabled and both regions placed, made by whichever test is first.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -26,8 +27,11 @@ pub fn lab() -> &'static Lab {
 /// How tests enable the addon: they break things on purpose, and the controller would mend them meanwhile.
 pub const UNMENDED: &str = "controller.enabled=false";
 
-/// The controller's Deployment.
+/// The controller's Deployment, and its Lease.
 pub const CONTROLLER: &str = "xregion-controller";
+
+/// The labels of its pods.
+pub const CONTROLLER_PODS: &str = "app.kubernetes.io/component=controller,app.kubernetes.io/name=xregion";
 
 /// The controller, enabled as a user does, for as long as this lives.
 pub struct Controller;
@@ -35,9 +39,15 @@ pub struct Controller;
 impl Controller {
     /// Enables it.
     pub fn enable() -> Self {
+        Self::enable_several("1")
+    }
+
+    /// Enables so many of it.
+    pub fn enable_several(replicas: &str) -> Self {
         let this = Self;
-        lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true"]).unwrap();
-        this.await_ready("1");
+        let replicas_too = format!("controller.replicas={replicas}");
+        lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &replicas_too]).unwrap();
+        this.await_ready(replicas);
         this
     }
 
@@ -61,10 +71,38 @@ impl Controller {
 impl Drop for Controller {
     fn drop(&mut self) {
         // A test that has failed already is not to fail here, too.
-        let _ = lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=false"]);
-        let labels = ["-l", "app.kubernetes.io/component=controller,app.kubernetes.io/name=xregion"];
-        let wait = [&["wait", "pods", "-n", NAMESPACE, "--for=delete", "--timeout=60s"], &labels[..]].concat();
-        let _ = lab().kubectl("hub", &wait);
+        let as_before = ["controller.enabled=false", "controller.replicas=1"];
+        let _ = lab().vela(&[&["addon", "upgrade", "xregion", "-y"], &as_before[..]].concat());
+        let _ = lab().kubectl("hub", &["wait", "pods", "-n", NAMESPACE, "-l", CONTROLLER_PODS, "--for=delete", "--timeout=60s"]);
+    }
+}
+
+/// The controller as a process of this machine, in the hub's network, as which it starts at once. Its log is a file.
+pub struct Process(Child);
+
+impl Process {
+    /// Starts this program as one.
+    pub fn start(program: &str, env: &[(&str, &str)], log: &Path) -> Self {
+        let mut command = lab().command("hub", &[program, "controller", "--health-port", "17081"]).unwrap();
+        let log = std::fs::File::create(log).unwrap();
+        command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self(command.spawn().unwrap())
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // Asked to end, it gives its Lease back.
+            let pid = nix::unistd::Pid::from_raw(self.0.id().try_into().unwrap_or_default());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
+            let _ = self.0.wait();
+        }
     }
 }
 
@@ -207,14 +245,27 @@ pub fn await_stage(application: &str, told: &str) {
 
 /// Kills the run for a cluster at once, without a chance to undo anything. (Deleting its pod by force would let it.)
 pub fn kill_run(cluster: &str) {
-    let is_it = |process: &std::path::Path| {
-        let line = std::fs::read_to_string(process.join("cmdline")).unwrap_or_default();
-        let mut args = line.split('\0');
-        args.next().is_some_and(|program| program.ends_with("xregion")) && line.contains("--here") && args.any(|arg| arg == cluster)
+    kill(&format!("run for {cluster}"), |args, _| args.contains(&"--here") && args.contains(&cluster));
+}
+
+/// Kills the controller in a pod at once, without a chance to give its Lease back.
+pub fn kill_controller(pod: &str) {
+    let host = format!("HOSTNAME={pod}");
+    kill(&format!("are the controller in {pod}"), |args, variables| {
+        args.contains(&"controller") && variables.contains(&host.as_str())
+    });
+}
+
+/// Kills the one process of xregion that is meant, by its arguments and its environment.
+fn kill(what: &str, is_meant: impl Fn(&[&str], &[&str]) -> bool) {
+    let is_it = |process: &Path| {
+        let [line, variables] = ["cmdline", "environ"].map(|file| std::fs::read_to_string(process.join(file)).unwrap_or_default());
+        let [args, variables] = [&line, &variables].map(|text| text.split('\0').collect::<Vec<_>>());
+        args[0].ends_with("xregion") && is_meant(&args[1..], &variables)
     };
     let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
     let pids: Vec<_> = processes.filter(|process| is_it(process)).collect();
-    let [pid] = pids.as_slice() else { panic!("{pids:?} run for {cluster}") };
+    let [pid] = pids.as_slice() else { panic!("{pids:?} {what}") };
     let pid = pid.file_name().unwrap().to_str().unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
 }

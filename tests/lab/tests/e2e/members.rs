@@ -5,8 +5,8 @@ use xregion_lab::site::{self, NAMESPACE};
 use xregion_lab::{BusinessSpec, wait};
 
 use super::fixture::{
-    CONTROLLER, Controller, Duration, annotation, eventually, fresh, identity, is_there, joined, lab, secret, start,
-    through_gateway,
+    CONTROLLER, CONTROLLER_PODS, Controller, Duration, annotation, eventually, fresh, identity, is_there, joined, lab, secret,
+    start, through_gateway,
 };
 use super::leaves::is_gone;
 
@@ -166,9 +166,7 @@ fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
     }
     let controller = Controller::enable();
     let kill = |grace: &str| {
-        let pods =
-            ["delete", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=controller,app.kubernetes.io/name=xregion"];
-        lab.kubectl("hub", &[&pods[..], &[grace]].concat()).unwrap();
+        lab.kubectl("hub", &["delete", "pods", "-n", NAMESPACE, "-l", CONTROLLER_PODS, grace]).unwrap();
         lab.kubectl("hub", &["rollout", "status", "deployment", CONTROLLER, "-n", NAMESPACE, "--timeout=120s"]).unwrap();
     };
     for (spec, grace) in [(&spec, "--grace-period=0"), (&twin, "--grace-period=30")] {
@@ -207,5 +205,33 @@ fn e_member_is_broken_while_its_cluster_does_not_answer() {
     lab.start_api(&spec.name).unwrap();
     await_told(&spec.name, "joined", "joined through proxy-east");
     lab.vela_delete(&spec.name).unwrap();
+    end(controller, &[&spec]);
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn f_member_that_waits_for_applications_leaves_by_force() {
+    let lab = joined();
+    let spec = fresh(207);
+    start(&spec);
+    let controller = Controller::enable();
+    declare(&spec, &json!({}));
+    lab.await_running(&spec.name).unwrap();
+    lab.vela_up(&site::settings("lodger", &spec.name)).unwrap();
+    lab.await_running("lodger").unwrap();
+    begin_to_delete(&spec.name);
+    await_told(&spec.name, "waiting", "default/lodger");
+    is_there(&spec.name);
+
+    // By the command that it is told with.
+    let told = member(&spec.name).unwrap().unwrap()["data"]["message"].as_str().unwrap().to_owned();
+    let command = told.strip_suffix(')').and_then(|told| told.split_once("or set force: kubectl "));
+    let (_, command) = command.unwrap_or_else(|| panic!("{told}"));
+    lab.kubectl("hub", &command.split(' ').collect::<Vec<_>>()).unwrap();
+    await_end_of(&spec.name);
+    // It stays where it was deployed, and KubeVela doesn't wait for it.
+    let kept = lab.kubectl(&spec.name, &["get", "configmap", "lodger", "-n", "default", "-o", "name"]).unwrap();
+    assert_eq!(kept.trim(), "configmap/lodger");
+    lab.vela_delete("lodger").unwrap();
     end(controller, &[&spec]);
 }

@@ -2,7 +2,6 @@
 //! says that it was made an hour ago.
 
 use std::path::Path;
-use std::process::{Child, Stdio};
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 use xregion_lab::site::{self, NAMESPACE};
 use xregion_lab::{BusinessSpec, base64};
 
-use super::fixture::{CONTROLLER, Controller, annotation, eventually, fresh, is_there, joined, lab, secret};
+use super::fixture::{CONTROLLER, Controller, Process, annotation, eventually, fresh, is_there, joined, lab, secret};
 use super::laptop::{run, xregion};
 use super::leaves::is_gone;
 
@@ -80,26 +79,6 @@ fn bring(spec: &BusinessSpec, kubeconfig: &Value) {
     lab().put_kubeconfig(&secret(spec), &kubeconfig.to_string()).unwrap();
 }
 
-/// The controller of the image as a process of this machine, as which it starts at once. Its log is a file.
-struct Process(Child);
-
-impl Process {
-    fn start(log: &Path) -> Self {
-        let mut command = lab().command("hub", &[&xregion(), "controller", "--health-port", "17081"]).unwrap();
-        let log = std::fs::File::create(log).unwrap();
-        Self(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Asked to end, it gives its Lease back.
-        let pid = nix::unistd::Pid::from_raw(self.0.id().try_into().unwrap_or_default());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 #[ignore = "make test-faults"]
 fn a_token_takes_the_place_of_one_that_is_due_without_a_rollout() {
@@ -115,7 +94,7 @@ fn a_token_takes_the_place_of_one_that_is_due_without_a_rollout() {
     let (ended, revision) = (annotation(&spec.name, "expires"), lab.gateway_revision().unwrap());
 
     let log = directory.path().join("log");
-    let controller = Process::start(&log);
+    let controller = Process::start(&xregion(), &[], &log);
     let new = await_other_than(&spec, &old);
     eventually("what is told of it", || {
         let events = lab.kubectl("hub", &["get", "events", "-n", NAMESPACE, "-o", "json"])?;

@@ -42,10 +42,10 @@ pub fn measure(lab: &Lab, progress: &Progress, clusters: &[String]) -> Result<Me
         heal("the route", &|| lab.route(cluster), &|| lab.lose_route(cluster))?;
         heal("the port", &|| lab.port(cluster), &|| lab.lose_port(cluster))?;
     }
-    heal("the aliases", &|| lab.gateway_settings(), &|| lab.lose_aliases())?;
+    heal("the aliases", &|| lab.gateway_settings(GATEWAY), &|| lab.lose_aliases())?;
     // As `helm upgrade` leaves it.
     let chart = json!({"spec": {"strategy": {"rollingUpdate": {"maxUnavailable": 1}}}}).to_string();
-    heal("the strategy", &|| lab.gateway_settings(), &|| {
+    heal("the strategy", &|| lab.gateway_settings(GATEWAY), &|| {
         lab.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "-p", &chart]).map(drop)
     })?;
     progress.step(&format!("  {} of {} healed, {:.1?} s", measured.healed.len(), measured.tried, measured.healed));
