@@ -195,7 +195,7 @@ fn d_controller_that_dies_in_the_middle_of_a_join_is_gone_on_from() {
 #[ignore = "make test-faults"]
 fn e_member_is_broken_while_its_cluster_does_not_answer() {
     let lab = joined();
-    let spec = fresh(186);
+    let spec = fresh(208);
     start(&spec);
     let controller = Controller::enable();
     declare(&spec, &json!({}));
