@@ -12,8 +12,10 @@ use super::names::{DnsName, KIND};
 use super::pods::is_ready;
 use crate::error::{Failure, Kind, Result};
 
-/// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end.
-const PRE_STOP_SECONDS: u64 = 5;
+/// How long a terminating gateway goes on serving, in seconds: routing to it stops only when kube-proxy has heard of its end. That takes a
+/// second or two (the EndpointSlices, which may be a second behind, and kube-proxy, which writes its rules once a second). Every join
+/// waits for as long.
+const PRE_STOP_SECONDS: u64 = 4;
 /// How long a new pod must have been ready before Kubernetes lets an old one go, in seconds (`minReadySeconds`). What takes the old one
 /// off the Service's endpoints and what puts the new one on them are two controllers: one that is behind tries again a second later
 /// (`defaultSyncBackOff` in `k8s.io/kubernetes/pkg/controller/endpointslice`), and the Service had no endpoint for 0.9 s once.
@@ -311,7 +313,7 @@ mod tests {
         assert_eq!(pod["hostAliases"][1], json!({"ip": "10.0.0.1", "hostnames": ["x.example"]}));
         assert_eq!(pod["containers"][0]["args"], json!(["--unknown-to-us"]));
         assert_eq!(pod["containers"][0]["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": 9443, "scheme": "HTTPS"}));
-        assert_eq!(pod["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": 5}}}));
+        assert_eq!(pod["containers"][0]["lifecycle"], json!({"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}));
         assert_eq!(after["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
         assert_eq!(after["spec"]["minReadySeconds"], 60, "the old pod has no pause");
         assert_eq!(after["metadata"]["annotations"]["theirs"], "kept");
