@@ -56,6 +56,10 @@ impl<'a> Ways<'a> {
         ways.start_haproxy(&built.haproxy, upstream)?;
         ways.start_tunnel(built)?;
         ways.share_alike()?;
+        // Whoever else listens where one of them can't would be measured in its place.
+        for (part, daemon) in ways.daemons() {
+            ensure!(daemon.running().is_some(), "{part} has ended: see {}", daemon.log().display());
+        }
         Ok(ways)
     }
 

@@ -1,5 +1,7 @@
 //! The lab's end. It takes the lab down, so it is run by itself, after the tests that use it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
