@@ -239,7 +239,8 @@ impl Metrics {
                 told.inc_by(bytes.saturating_sub(told.get()));
             }
         }
-        let draining = self.state().master.map_or(0, |master| workers::draining(master).len());
+        let master = self.state().master;
+        let draining = master.map_or(0, |master| workers::draining(master).len());
         self.0.draining.set(i64::try_from(draining).unwrap_or(i64::MAX));
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.0.registry) {
