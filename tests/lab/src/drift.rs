@@ -65,7 +65,8 @@ impl Lab {
         self.kubectl(REGION, &["patch", "service", SERVICE, "-n", NAMESPACE, "--type=json", "-p", &patch]).map(drop)
     }
 
-    /// What of the gateway's Deployment of this name is xregion's: host aliases in any order, their record, and what makes rollouts smooth.
+    /// What of the gateway's Deployment of this name is xregion's: host aliases in any order, their record, and what makes rollouts
+    /// smooth.
     ///
     /// # Errors
     /// When the Deployment can't be read.
@@ -167,8 +168,8 @@ impl Lab {
         Ok(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}))
     }
 
-    /// Installs a gateway in the place of the Deployment of another name: its Service leads to the new one as soon as that is ready, and the
-    /// old one goes.
+    /// Installs a gateway in the place of the Deployment of another name: its Service leads to the new one as soon as that is ready,
+    /// and the old one goes.
     ///
     /// # Errors
     /// When kubectl fails, or it does not get ready.

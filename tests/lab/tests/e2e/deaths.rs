@@ -277,12 +277,13 @@ fn free_leases() {
     }
 }
 
-/// The writes of a controller that put something back, each once and in their order: not what it tells, its own Lease, and that a Lease is made.
+/// The writes of a controller that put something back, each once and in their order: not what it tells, nor its own Lease, nor that a
+/// Lease is made.
 fn repairs(record: &Path) -> Vec<String> {
-    let mut repairs = Vec::new();
+    let mut repairs: Vec<String> = Vec::new();
     for line in std::fs::read_to_string(record).unwrap().lines() {
         let (write, _) = line.rsplit_once(" #").unwrap();
-        let of_itself = ["/events", "/xregion-controller", "/leases"].iter().any(|end| write.ends_with(end));
+        let of_itself = ["/events", "/xregion-controller", "/leases"].into_iter().any(|end| write.ends_with(end));
         if !of_itself && !repairs.iter().any(|other| other == write) {
             repairs.push(write.to_owned());
         }
@@ -290,8 +291,8 @@ fn repairs(record: &Path) -> Vec<String> {
     repairs
 }
 
-/// Has a controller put back what is lost, which dies after each of the writes that this takes, while the next one goes on from what it left.
-/// (Before a write, all is as after the one before it.) Gives how often it died.
+/// Has a controller put back what is lost, which dies after each of the writes that this takes; the next one goes on from what it
+/// left. (Before a write, all is as after the one before it.) Gives how often it died.
 fn put_back_through_deaths(lose: impl Fn(), restored: impl Fn() -> anyhow::Result<()>) -> usize {
     let record = tempfile::NamedTempFile::new().unwrap();
     lose();

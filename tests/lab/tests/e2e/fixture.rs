@@ -45,7 +45,6 @@ impl Controller {
     /// Enables so many of it.
     pub fn enable_several(replicas: &str) -> Self {
         let this = Self;
-        // The addon keeps what was said once, also while it is off.
         let replicas_too = format!("controller.replicas={replicas}");
         lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &replicas_too]).unwrap();
         this.await_ready(replicas);
@@ -72,7 +71,8 @@ impl Controller {
 impl Drop for Controller {
     fn drop(&mut self) {
         // A test that has failed already is not to fail here, too.
-        let _ = lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=false"]);
+        let as_before = ["controller.enabled=false", "controller.replicas=1"];
+        let _ = lab().vela(&[&["addon", "upgrade", "xregion", "-y"], &as_before[..]].concat());
         let _ = lab().kubectl("hub", &["wait", "pods", "-n", NAMESPACE, "-l", CONTROLLER_PODS, "--for=delete", "--timeout=60s"]);
     }
 }
