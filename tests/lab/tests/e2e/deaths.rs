@@ -280,10 +280,10 @@ fn free_leases() {
 /// The writes of a controller that put something back, each once and in their order: not what it tells, nor its own Lease, nor that a
 /// Lease is made.
 fn repairs(record: &Path) -> Vec<String> {
-    let mut repairs = Vec::new();
+    let mut repairs: Vec<String> = Vec::new();
     for line in std::fs::read_to_string(record).unwrap().lines() {
         let (write, _) = line.rsplit_once(" #").unwrap();
-        let of_itself = ["/events", "/xregion-controller", "/leases"].iter().any(|end| write.ends_with(end));
+        let of_itself = ["/events", "/xregion-controller", "/leases"].into_iter().any(|end| write.ends_with(end));
         if !of_itself && !repairs.iter().any(|other| other == write) {
             repairs.push(write.to_owned());
         }
