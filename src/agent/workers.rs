@@ -7,9 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How many of them a proxy keeps. Each change leaves two at most, and nothing bounds how many changes there are in `drainSeconds`.
-/// With few routes a worker takes 4 MiB, so these 128 MiB. With a thousand, one has 46 MiB (docs/benchmark.md), most of it the
-/// configuration, which the two of a change share: these take some 800 MiB of the 1 GiB that a proxy has by default. Out of memory,
-/// all connections would be cut.
+/// With few routes a worker takes 4 MiB, and with a thousand 10 MiB of its own (the kernel's `Pss`; the two of a change share their
+/// configuration): these take some 320 MiB of the 1 GiB that a proxy has by default. Out of memory, all connections would be cut.
 pub const MOST: usize = 32;
 
 /// What nginx calls such a worker.

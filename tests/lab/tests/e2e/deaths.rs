@@ -352,13 +352,13 @@ fn c_controller_that_dies_after_any_write_of_a_repair_is_gone_on_from() {
     // What the region's Service says beside its ports.
     let service = ["service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE];
     let bend = || {
-        let patch = r#"{"spec":{"externalTrafficPolicy":"Local"}}"#;
+        let patch = r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#;
         lab.kubectl("proxy-east", &[&["patch", "--type=merge", "-p", patch], &service[..]].concat()).unwrap();
     };
     let straight = || {
         let path = "jsonpath={.spec.externalTrafficPolicy}";
         let policy = lab.kubectl("proxy-east", &[&["get", "-o", path], &service[..]].concat())?;
-        anyhow::ensure!(policy == "Cluster", "{policy}");
+        anyhow::ensure!(policy == "Local", "{policy}");
         Ok(())
     };
     let died = put_back_through_deaths(bend, straight);

@@ -24,8 +24,7 @@ use crate::client::{Connection, Door, Server};
 use crate::joins;
 use crate::report::{add_row, median};
 
-/// The node by which HAProxy and the tunnel enter, and from which the direct requests come. A route's node port is asked there, too, and
-/// leads to either node's proxy.
+/// The node by which HAProxy and the tunnel enter, and from which the direct requests come. A route's node port is asked there, too.
 const NODE: &str = "proxy-east-1";
 const NODES: [&str; 2] = [NODE, "proxy-east-2"];
 const HUB: &str = "hub";
@@ -243,7 +242,7 @@ impl Comparison<'_> {
     }
 
     async fn requests(&self, way: Way, figures: &mut Figures) -> Result<()> {
-        // A new one each round: a route's node port leads to either proxy.
+        // A new one each round: either of nginx' workers takes it.
         let door = self.enter(way)?;
         let mut connection = self.server.connect(door).await?;
         let mut samples = Vec::with_capacity(REQUESTS);

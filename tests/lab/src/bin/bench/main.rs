@@ -1,5 +1,5 @@
 //! `make bench`: xregion against the article's steps by hand and its way against others, on the lab that is up, in one run of about
-//! twenty-five minutes. A piece of it can be run alone: `bench data-path`.
+//! forty minutes. A piece of it can be run alone: `bench data-path`.
 //!
 //! It fails when it can't measure, not when a goal is missed. `docs/benchmark.md` says how to read what it prints.
 
