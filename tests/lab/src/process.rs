@@ -36,11 +36,12 @@ impl Record {
         Ok(Self { pid, started: stat.started, boot: boot()? })
     }
 
-    /// Whether it runs. A zombie doesn't.
+    /// Whether it runs. A zombie doesn't, unless threads of it are still ending: they hold its files, and the ports it listens on.
     #[must_use]
     pub fn alive(&self) -> bool {
+        let ended = |state: char| matches!(state, 'Z' | 'X') && threads(self.pid) < 2;
         boot().is_ok_and(|boot| boot == self.boot)
-            && stat(self.pid).is_some_and(|stat| stat.started == self.started && !matches!(stat.state, 'Z' | 'X'))
+            && stat(self.pid).is_some_and(|stat| stat.started == self.started && !ended(stat.state))
     }
 
     /// Sends a signal, unless it has ended.
@@ -64,6 +65,11 @@ impl Record {
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024
     }
+}
+
+/// How many threads of a process are there, an ended one that nobody has asked after included.
+fn threads(pid: i32) -> usize {
+    names_in(Path::new(&format!("/proc/{pid}/task"))).len()
 }
 
 /// The two fields of `/proc/<pid>/stat` that matter here.
