@@ -84,6 +84,23 @@ impl Change {
         way.proven.extend(port);
     }
 
+    /// Sees to it that every cluster that is joined stays reached: where a region's names are led elsewhere, all are, and the port that each
+    /// connects to must be there. One that was joined by hand has no region on record; its host name, if it is to be led as these `others`
+    /// or the change's own, tells which.
+    pub fn keep_reached(&mut self, joined: &[JoinedCluster], others: &[Wanted]) {
+        for cluster in joined {
+            let of_host = || {
+                let host = cluster.host()?;
+                let wanted = self.wanted.iter().chain(others).find(|wanted| wanted.host == host)?;
+                Some(wanted.region.clone())
+            };
+            let region = cluster.membership().map(|membership| membership.region).or_else(of_host);
+            if let Some(way) = region.and_then(|region| self.regions.get_mut(&region)) {
+                way.ports.extend(cluster.port());
+            }
+        }
+    }
+
     /// Leaves a region out of the change: its trouble is not that of the others.
     fn leave_out(&mut self, region: ClusterName, why: Failure) {
         tracing::warn!(failure = %why, %region, "the region is left out of this rollout");
@@ -362,20 +379,14 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
         }
         sleep(ASK_EVERY).await;
     };
-    let (joined, leftovers) = (hub.joined_clusters().await?, hub.leftovers().await?);
-    // Where a region's names are led elsewhere, all are, and what each connects to must be there.
-    for (membership, endpoint) in joined.iter().filter_map(|cluster| Some((cluster.membership()?, cluster.endpoint()?))) {
-        if let Some(way) = change.regions.get_mut(&membership.region) {
-            way.ports.extend(endpoint.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()));
-        }
-    }
+    let (all, leftovers) = (hub.joined_clusters().await?, hub.leftovers().await?);
     if change.mends {
-        let recorded = joined.iter().filter_map(JoinedCluster::wanted).collect();
+        let recorded = all.iter().filter_map(JoinedCluster::wanted).collect();
         let leaving = leftovers.iter().map(|leftover| leftover.cluster.clone()).collect();
         change.keep_recorded(&recorded, &leaving, &busy);
     }
     // A cluster that is detached and whose leave is recorded has no use for its name any more.
-    let joined: BTreeSet<&str> = joined.iter().map(JoinedCluster::name).collect();
+    let joined: BTreeSet<&str> = all.iter().map(JoinedCluster::name).collect();
     let gone = leftovers.into_iter().filter(|leftover| !joined.contains(leftover.cluster.as_str()) && !change.mends);
     let wanted: BTreeSet<ClusterName> =
         change.wanted.iter().map(|wanted| wanted.cluster.clone()).chain(joining.keys().cloned()).collect();
@@ -399,6 +410,7 @@ async fn gather(hub: &Hub, gateway: &Gateway, progress: &Progress, change: &mut 
             Err(failure) => tracing::warn!(%failure, %region, "the region is left out of this rollout"),
         }
     }
+    change.keep_reached(&all, &names);
     Ok((names, cut))
 }
 
@@ -417,6 +429,8 @@ async fn proven_in(hub: &Hub, name: &ClusterName, aliases: &HostAliases) -> Resu
 #[cfg(test)]
 mod tests {
     use http::{Method, Request, Response};
+    use k8s_openapi::ByteString;
+    use k8s_openapi::api::core::v1::Secret;
     use kube::Client;
     use kube::client::Body;
     use serde_json::{Value, json};
@@ -426,6 +440,8 @@ mod tests {
     use crate::model::aliases::RECORD;
     use crate::model::entries::tests::provided;
     use crate::model::entries::{Write, by_region};
+    use crate::model::membership::Membership;
+    use crate::model::observed::sample;
 
     fn wanted(host: &str, cluster: &str, region: &str) -> Wanted {
         Wanted { host: host.parse().unwrap(), cluster: cluster.parse().unwrap(), region: region.parse().unwrap() }
@@ -459,6 +475,30 @@ mod tests {
         assert_eq!(change(&[], &["x"]).old_pods(false), OldPods::Ending);
         assert_eq!(change(&[], &["x"]).old_pods(true), OldPods::Gone);
         assert_eq!(change(&[("z.example", "z", "west")], &["x"]).old_pods(false), OldPods::Gone);
+    }
+
+    #[test]
+    fn whoever_is_joined_stays_reached_also_who_was_joined_by_hand() {
+        let joined = |endpoint: &str, record: Option<Membership>| {
+            let secret = json!({
+                "metadata": {"name": "c", "annotations": record.map(|record| record.to_annotations())},
+                "data": {"endpoint": ByteString(endpoint.as_bytes().to_vec())},
+            });
+            JoinedCluster::from(serde_json::from_value::<Secret>(secret).unwrap())
+        };
+        let member = || Membership { region: name("east"), ..sample::membership("m", "m.example", 30007) };
+        let wanted = [("x.example", "x", "east")];
+        for (what, cluster, want) in [
+            ("on record", joined("https://m.example:30007", Some(member())), &[30000, 30007][..]),
+            ("by hand, under the name that is led", joined("https://x.example:31000", None), &[30000, 31000]),
+            ("by hand, under the name of another run", joined("https://o.example:31001", None), &[30000, 31001]),
+            ("by hand, under another name", joined("https://y.example:31000", None), &[30000]),
+            ("by hand, without a port", joined("https://x.example", None), &[30000]),
+        ] {
+            let mut change = change(&wanted, &[]);
+            change.keep_reached(&[cluster], &[self::wanted("o.example", "o", "east")]);
+            assert_eq!(change.regions[&name("east")].ports, want.iter().copied().collect(), "{what}");
+        }
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl JoinedCluster {
         self.endpoint()?.parse::<http::Uri>().ok()?.host()?.parse().ok()
     }
 
+    /// The port at which the hub reaches it, if its address says one.
+    pub fn port(&self) -> Option<u16> {
+        self.endpoint()?.rsplit_once(':')?.1.parse().ok()
+    }
+
     /// Whether the hub shows its credentials for it already to whoever has a certificate for this name by one of these authorities.
     pub fn is_shown_to(&self, name: &DnsName, ca: &[u8]) -> bool {
         self.host().as_ref() == Some(name) && self.data("ca.crt") == Some(ca)

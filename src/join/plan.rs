@@ -38,6 +38,7 @@ pub async fn plan(hub: &Hub, order: &Order, progress: &Progress) -> Result<Plan>
         joins.push((join, laid, route, ports));
     }
 
+    change.keep_reached(&hub.joined_clusters().await?, &[]);
     let (led, services) = (hub.leads_to_services().await?, hub.entries().await?);
     let leading = change.leading(led.then_some(&services));
     if leading.is_none() {
