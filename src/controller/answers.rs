@@ -11,7 +11,6 @@ use tokio::time::sleep;
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
 use crate::hub::clusters::Identity;
-use crate::model::membership::Membership;
 use crate::model::names::ClusterName;
 
 /// How long from one round to the next. A thousand clusters are then some thirty small requests a second.
@@ -64,11 +63,11 @@ impl<'a> Answers<'a> {
         if held.is_empty() {
             return Ok(());
         }
-        let clusters = self.hub.clusters().await?.joined;
-        let asked = held.iter().filter_map(|name| Some((name, clusters.get(name)?.as_ref()?)));
+        let records = self.hub.on_record().await?;
+        let asked = held.iter().filter_map(|name| Some((name, records.iter().find(|one| one.name == name.as_str())?)));
         stream::iter(asked)
-            .for_each_concurrent(AT_ONCE, |(name, membership)| async move {
-                match self.asked(name, membership).await {
+            .for_each_concurrent(AT_ONCE, |(name, record)| async move {
+                match self.asked(name, &record.identity).await {
                     Some(wrong) => self.note(name, wrong),
                     None => self.right(name),
                 }
@@ -78,10 +77,10 @@ impl<'a> Answers<'a> {
     }
 
     /// Asks a cluster, twice if need be.
-    async fn asked(&self, name: &ClusterName, membership: &Membership) -> Option<Failure> {
-        judge(self.hub.ask_identity(name).await, name, membership)?;
+    async fn asked(&self, name: &ClusterName, joined: &str) -> Option<Failure> {
+        judge(self.hub.ask_identity(name).await, name, joined)?;
         sleep(PAUSE).await;
-        judge(self.hub.ask_identity(name).await, name, membership)
+        judge(self.hub.ask_identity(name).await, name, joined)
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Failure>> {
@@ -89,11 +88,11 @@ impl<'a> Answers<'a> {
     }
 }
 
-/// What is wrong with an answer.
-fn judge(answer: Result<Identity>, name: &ClusterName, membership: &Membership) -> Option<Failure> {
+/// What is wrong with an answer, when the cluster of this identity was joined.
+fn judge(answer: Result<Identity>, name: &ClusterName, joined: &str) -> Option<Failure> {
     match answer {
         Err(failure) => Some(failure),
-        Ok(Identity::Known(uid)) if uid != membership.identity => Some(Failure::new(
+        Ok(Identity::Known(uid)) if uid != joined => Some(Failure::new(
             Kind::OtherCluster,
             format!("another cluster answers as {name} than was joined"),
             format!("xregion doctor {name} says which; if it was replaced on purpose, set replace"),
@@ -105,11 +104,9 @@ fn judge(answer: Result<Identity>, name: &ClusterName, membership: &Membership) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::observed::sample;
 
     #[test]
     fn an_answer_is_right_when_it_is_of_the_cluster_that_was_joined_or_withheld() {
-        let membership = Membership { identity: "uid".into(), ..sample::membership("a", "10.9.0.1", 30000) };
         let failure = || Failure::new(Kind::NotReachable, "no answer", "look");
         for (answer, want) in [
             (Ok(Identity::Known("uid".into())), None),
@@ -117,7 +114,7 @@ mod tests {
             (Ok(Identity::Known("other".into())), Some(Kind::OtherCluster)),
             (Err(failure()), Some(Kind::NotReachable)),
         ] {
-            assert_eq!(judge(answer, &"a".parse().unwrap(), &membership).map(|failure| failure.kind), want);
+            assert_eq!(judge(answer, &"a".parse().unwrap(), "uid").map(|failure| failure.kind), want);
         }
     }
 }
