@@ -12,14 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::build::Compared;
 use crate::pki::{Authority, Validity};
 use crate::process::Daemon;
 use crate::topology::{Bridge, hub_address};
-use crate::{Lab, inside, memory, state, wait};
+use crate::{Lab, memory, state, wait};
 
 const HUB: &str = "hub";
 const HAPROXY: &str = "haproxy";
@@ -178,7 +176,11 @@ backend business
         daemon.ensure(&built.tunnel_server, &words(&server))?;
         daemon.await_ready(READY, || self.lab.dial(HUB, (hub_address(), AGENTS_PORT).into(), Duration::from_secs(1)))?;
         Daemon::new(state, &self.node, AGENT).ensure(&built.tunnel_agent, &words(&agent))?;
-        wait::until("the tunnel's agent at its server", READY, has_agent)
+        // It is ready when it has an agent.
+        wait::until("the tunnel's agent at its server", READY, || {
+            self.lab.http_get(HUB, (hub_address(), HEALTH_PORT).into(), "/readyz")
+        })?;
+        Ok(())
     }
 }
 
@@ -193,18 +195,6 @@ fn parse_cpu_group(text: &str) -> Option<PathBuf> {
     let of_cpu = lines().find(|(controllers, _)| controllers.split(',').any(|controller| controller == "cpu"));
     let (controllers, path) = of_cpu.or_else(|| lines().find(|(controllers, _)| controllers.is_empty()))?;
     Some(Path::new("/sys/fs/cgroup").join(controllers).join(path.trim_start_matches('/')))
-}
-
-/// Whether the tunnel's server is ready, which it is when it has an agent.
-fn has_agent() -> Result<()> {
-    inside::in_namespace(HUB, || async {
-        let mut health = TcpStream::connect((hub_address(), HEALTH_PORT)).await?;
-        health.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
-        let mut answer = String::new();
-        health.read_to_string(&mut answer).await?;
-        ensure!(answer.lines().next().is_some_and(|status| status.contains(" 200 ")), "{answer}");
-        Ok(())
-    })
 }
 
 impl Drop for Ways<'_> {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -160,6 +160,20 @@ impl Lab {
             let connecting = TcpStream::connect(address);
             tokio::time::timeout(bound, connecting).await.context("no answer")?.with_context(|| format!("dialling {address}"))?;
             Ok(())
+        })
+    }
+
+    /// The body that a web server at `address`, asked from `place`, answers a GET with; an error where that is not 200.
+    pub fn http_get(&self, place: &str, address: std::net::SocketAddr, path: &str) -> Result<String> {
+        let place = self.place(place)?;
+        inside::in_namespace(&place.name, || async {
+            let mut server = TcpStream::connect(address).await.with_context(|| format!("dialling {address}"))?;
+            server.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+            let mut answer = String::new();
+            server.read_to_string(&mut answer).await?;
+            let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer of a web server: {answer}"))?;
+            ensure!(head.lines().next().is_some_and(|status| status.contains(" 200 ")), "GET {path}: {answer}");
+            Ok(body.to_owned())
         })
     }
 

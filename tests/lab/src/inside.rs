@@ -24,9 +24,19 @@ where
     F: Future<Output = Result<T>>,
     W: FnOnce() -> F + Send,
 {
+    in_network(&namespace_path(&namespace(place)), work)
+}
+
+/// The same in the network namespace that this file is.
+pub fn in_network<T, F, W>(path: &Path, work: W) -> Result<T>
+where
+    T: Send,
+    F: Future<Output = Result<T>>,
+    W: FnOnce() -> F + Send,
+{
     thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            enter(place)?;
+            enter_network(path)?;
             // Whoever was first has chosen; ring is the only one here.
             drop(rustls::crypto::ring::default_provider().install_default());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start a runtime")?;
@@ -41,8 +51,11 @@ where
 
 /// Moves this thread into the network namespace of `place`. Sockets it has stay where they were made.
 pub fn enter(place: &str) -> Result<()> {
-    let path = namespace_path(&namespace(place));
-    let entered = File::open(&path).with_context(|| format!("no place {place}; is the lab up?"))?;
+    enter_network(&namespace_path(&namespace(place)))
+}
+
+fn enter_network(path: &Path) -> Result<()> {
+    let entered = File::open(path).with_context(|| format!("no network at {}; is the lab up?", path.display()))?;
     setns(entered, CloneFlags::CLONE_NEWNET).with_context(|| format!("can't enter {}", path.display()))
 }
 

@@ -30,6 +30,7 @@ mod memory;
 mod net;
 mod node;
 pub mod pki;
+pub mod policies;
 mod process;
 pub mod progress;
 mod registry;
@@ -229,6 +230,16 @@ impl Lab {
         W: FnOnce() -> F + Send,
     {
         inside::in_namespace(&self.place(place)?.name, work)
+    }
+
+    /// As [`in_namespace`](Self::in_namespace), with the sockets of the pod that a process belongs to.
+    pub fn in_pod<T, F, W>(&self, process: i32, work: W) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>>,
+        W: FnOnce() -> F + Send,
+    {
+        inside::in_network(&PathBuf::from(format!("/proc/{process}/ns/net")), work)
     }
 
     /// Moves code that runs [`in_namespace`](Self::in_namespace) to another place: the sockets it makes from now on are there, those it

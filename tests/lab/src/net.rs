@@ -144,6 +144,16 @@ pub fn set_blackhole(place: &Place, on: bool) -> Result<()> {
     Ok(())
 }
 
+/// Leads the first packet of each connection that a node forwards to a queue, where a process lets it pass or not. As policies see
+/// addresses: what is for a Service has its pod's already, and what a pod sends has the pod's still. Where nobody listens all passes.
+pub fn set_queue(node: &str, queue: u16, on: bool) -> Result<()> {
+    let number = queue.to_string();
+    let new = ["-m", "conntrack", "--ctstate", "NEW", "-m", "comment", "--comment", "lab-queue"];
+    let rule = [&new[..], &["-j", "NFQUEUE", "--queue-num", &number, "--queue-bypass"]].concat();
+    let at = |action| [&["-t", "mangle", action, "FORWARD"], &rule[..]].concat();
+    if iptables(node, &at("-C")).is_ok() == on { Ok(()) } else { iptables(node, &at(if on { "-I" } else { "-D" })) }
+}
+
 /// Gives a place's interface a further address, or takes one away.
 pub fn set_address(place: &str, bridge: Bridge, address: std::net::Ipv4Addr, there: bool) -> Result<()> {
     let action = if there { "replace" } else { "del" };

@@ -120,6 +120,18 @@ pub const KONNECTIVITY: Component = Component {
     gigabytes: 1,
 };
 
+/// What enforces NetworkPolicies. Built for tests of those alone.
+pub const NETWORK_POLICIES: Component = Component {
+    name: "network-policies",
+    version: "v0.8.0",
+    module: Some("sigs.k8s.io/kube-network-policies"),
+    binaries: &[Binary { package: ".", file: "network-policies", says_version: &[] }],
+    stamp: None,
+    keep: None,
+    takes: "1 minute",
+    gigabytes: 1,
+};
+
 /// All that a lab runs, the ones others wait for first.
 pub const ALL: [&Component; 5] = [&PAUSE, &CLUSTER_GATEWAY, &KUBEVELA, &KUBERNETES, &COREDNS];
 
@@ -260,7 +272,7 @@ mod tests {
 
     #[test]
     fn go_mod_asks_for_the_versions_written_here() {
-        for component in ALL.into_iter().chain([&KONNECTIVITY]) {
+        for component in ALL.into_iter().chain([&KONNECTIVITY, &NETWORK_POLICIES]) {
             let Some(module) = component.module else { continue };
             let text = fs::read_to_string(component.directory().join("go.mod")).unwrap();
             let line = format!("{module} {}", component.version);

@@ -27,7 +27,7 @@ use anyhow::{Context, Result};
 
 use crate::progress::Progress;
 use cache::{Cache, Key};
-use components::{ALL, CLUSTER_GATEWAY, COREDNS, Component, KONNECTIVITY, KUBERNETES, KUBEVELA, PAUSE};
+use components::{ALL, CLUSTER_GATEWAY, COREDNS, Component, KONNECTIVITY, KUBERNETES, KUBEVELA, NETWORK_POLICIES, PAUSE};
 use golang::Go;
 use host::Need;
 
@@ -152,6 +152,18 @@ pub fn ensure_compared(progress: &Progress) -> Result<Compared> {
     let tunnel = KONNECTIVITY.ensure(&go, &cache, progress)?;
     let [tunnel_server, tunnel_agent] = ["konnectivity-server", "konnectivity-agent"].map(|file| tunnel.join(file));
     Ok(Compared { haproxy, tunnel_server, tunnel_agent })
+}
+
+/// Makes sure that there is what enforces NetworkPolicies, and says where. No lab needs it, so `ensure` leaves it out.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_network_policies(progress: &Progress) -> Result<PathBuf> {
+    host::require_root_on_linux()?;
+    let cache = Cache::open(progress)?;
+    let go = Go::find(&[NETWORK_POLICIES.directory()])?;
+    require_room("building what enforces NetworkPolicies", &[&NETWORK_POLICIES], &go, &cache)?;
+    Ok(NETWORK_POLICIES.ensure(&go, &cache, progress)?.join("network-policies"))
 }
 
 /// Makes sure that there is an nginx newer than the lab's, for upgrades to it. No lab needs it, so `ensure` leaves it out.

@@ -1,6 +1,6 @@
 //! What the tests stand on: one lab with the addon enabled and both regions placed, made by whichever test is first.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -127,6 +127,12 @@ pub fn regions() -> &'static Lab {
         }
     });
     lab()
+}
+
+/// Sets a region up again with these properties, beside those that it needs.
+pub fn region(proxy: &str, more: &Value) {
+    lab().vela_up(&site::region_with(proxy, more)).unwrap();
+    lab().await_running(&format!("region-{proxy}")).unwrap();
 }
 
 /// The lab with `business-a` joined through `proxy-east`.
@@ -338,7 +344,7 @@ impl Snapshot {
     }
 }
 
-/// A watch that is open.
+/// A watch that is open, or the like.
 pub struct Watch {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -349,21 +355,43 @@ impl Watch {
     pub const NAMESPACES: &str = "/api/v1/namespaces?watch=true&resourceVersion=0&timeoutSeconds=240";
 
     /// Starts one, by a command that prints it.
-    pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut watch = Self { child, lines };
+    pub fn start(command: Command) -> Self {
+        let mut watch = Self::of(command);
         watch.until("kube-system");
         watch
     }
 
+    /// Something else that stays open and prints what comes.
+    pub fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
     /// Reads on until something of a name is told of.
     pub fn until(&mut self, name: &str) {
+        self.until_text(&format!("\"{name}\""));
+    }
+
+    /// Reads on until a line has this text.
+    pub fn until_text(&mut self, text: &str) {
         let mut line = String::new();
-        while !line.contains(&format!("\"{name}\"")) {
+        while !line.contains(text) {
             line.clear();
-            assert!(self.lines.read_line(&mut line).unwrap() > 0, "the watch ended before it told of {name}");
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "it ended before it told of {text}");
         }
+    }
+
+    /// Waits until something has come, which is read later.
+    pub fn has_begun(&mut self) {
+        assert!(!self.lines.fill_buf().unwrap().is_empty(), "it ended before anything came");
+    }
+
+    /// All that still comes, to its end.
+    pub fn rest(mut self) -> String {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap();
+        rest
     }
 
     /// Checks that it was ended by somebody else.

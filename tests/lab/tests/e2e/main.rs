@@ -19,6 +19,7 @@ mod laptop;
 mod leaves;
 mod looking;
 mod members;
+mod policies;
 mod refusals;
 mod regions;
 mod renewals;

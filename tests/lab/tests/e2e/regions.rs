@@ -1,19 +1,22 @@
 //! A region as it is lived with: API servers that move, names that are lost, routes that come and go beside open watches, a proxy that
 //! dies, another hub.
 
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::Ipv4Addr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 use xregion_lab::dns::TTL;
 use xregion_lab::load::Load;
-use xregion_lab::site::{self, Dist, NAMESPACE};
+use xregion_lab::site::{self, Dist, NAMESPACE, NGINX};
 use xregion_lab::{Lab, Region};
 
 use super::fixture::{
-    Duration, UNMENDED, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, through_gateway,
+    Duration, UNMENDED, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, region, through_gateway,
 };
-use super::laptop::run;
+use super::laptop::{kubeconfig_file, run};
 
 /// How long after its TTL a new address is used at the latest, where nothing else has changed just before.
 const AFTER_TTL: Duration = Duration::from_secs(2);
@@ -82,13 +85,18 @@ fn a_new_address_of_an_api_server_is_used_two_seconds_after_its_ttl_and_a_lost_n
     lab.stop_cluster(&spec.name).unwrap();
 }
 
-/// A watch of a cluster's namespaces over its route, past the hub's gateway, whose rollouts would end it.
-fn watch(cluster: &str, kubeconfig: &Path) -> Watch {
+/// `kubectl` over a cluster's route, past the hub's gateway, whose rollouts would end what is open. It ends by itself.
+fn over_route(cluster: &str, kubeconfig: &Path, args: &[&str]) -> Command {
     let node = lab().cluster("proxy-east").unwrap().nodes[0].internal_ip;
     let server = format!("--server=https://{node}:{}", annotation(cluster, "node-port"));
     let name = format!("--tls-server-name={}", annotation(cluster, "alias"));
     let config = format!("--kubeconfig={}", kubeconfig.display());
-    Watch::start(lab().command("hub", &["kubectl", &config, &server, &name, "get", "--raw", Watch::NAMESPACES]).unwrap())
+    lab().command("hub", &[&["timeout", "300", "kubectl", &config, &server, &name], args].concat()).unwrap()
+}
+
+/// A watch of a cluster's namespaces over its route.
+fn watch(cluster: &str, kubeconfig: &Path) -> Watch {
+    Watch::start(over_route(cluster, kubeconfig, &["get", "--raw", Watch::NAMESPACES]))
 }
 
 #[test]
@@ -180,4 +188,131 @@ fn two_hubs(lab: &Lab, dist: &Dist, hub: &str) {
     assert_eq!(requests.failed, 0, "{requests}");
     assert_eq!(annotation("business-a", "node-port"), port);
     is_there("business-a");
+}
+
+/// Where the pod's two web servers are forwarded to, on the hub's node.
+const FORWARDED: [u16; 2] = [18080, 18081];
+const OPEN: &str = "left-open";
+
+/// A pod whose web server logs to its standard output, with the configuration of another on port 8081; and a LIST that no buffer on its way
+/// holds, not even compressed.
+fn furnish(cluster: &str) {
+    // It tells on its standard output that it has started, too.
+    let second = "
+        error_log /dev/stdout notice;
+        pid /dev/shm/second.pid;
+        events {}
+        http {
+            access_log /dev/stdout;
+            client_body_temp_path /dev/shm/second-body;
+            proxy_temp_path /dev/shm/second-proxy;
+            fastcgi_temp_path /dev/shm/second-fastcgi;
+            uwsgi_temp_path /dev/shm/second-uwsgi;
+            scgi_temp_path /dev/shm/second-scgi;
+            server { listen 8081; location / { return 200; } }
+        }";
+    let metadata = |name: &str| json!({"name": name, "namespace": OPEN});
+    let random = RandomState::new();
+    let text = |map: u32| (0..58_000).map(|part| format!("{:016x}", random.hash_one((map, part)))).collect::<String>();
+    let large = (0..40).map(|map| {
+        let labels = json!({"name": format!("large-{map}"), "namespace": OPEN, "labels": {"size": "large"}});
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": labels, "data": {"text": text(map)}})
+    });
+    let mut items = vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPEN}}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("second"), "data": {"nginx.conf": second}}),
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata("web"),
+            "spec": {
+                "containers": [{
+                    "name": "web", "image": NGINX, "volumeMounts": [{"name": "second", "mountPath": "/second"}],
+                }],
+                "volumes": [{"name": "second", "configMap": {"name": "second"}}],
+            },
+        }),
+    ];
+    items.extend(large);
+    lab().apply(cluster, &json!({"apiVersion": "v1", "kind": "List", "items": items})).unwrap();
+    lab().kubectl(cluster, &["wait", "pod/web", "-n", OPEN, "--for=condition=Ready", "--timeout=60s"]).unwrap();
+}
+
+/// What an operator has open over one route.
+struct Sessions {
+    watch: Watch,
+    logs: Watch,
+    exec: Watch,
+    forward: Watch,
+}
+
+impl Sessions {
+    fn open(cluster: &str, kubeconfig: &Path, what: &str) -> Self {
+        let second = ["exec", "-n", OPEN, "web", "--", "nginx", "-c", "/second/nginx.conf"];
+        // What was executed once goes on when nobody is connected with it.
+        let _ = lab().kubectl(cluster, &[&second[..], &["-s", "stop"]].concat());
+        let open = |args: &[&str]| Watch::of(over_route(cluster, kubeconfig, args));
+        let ports = FORWARDED.map(|port| format!("{port}:{}", port - 10_000));
+        let mut forward = open(&["port-forward", "-n", OPEN, "pod/web", &ports[0], &ports[1]]);
+        forward.until_text(&format!("127.0.0.1:{}", FORWARDED[1]));
+        let mut exec = open(&[&second[..], &["-g", "daemon off;"]].concat());
+        exec.until_text("start worker process");
+        let mut sessions =
+            Self { watch: watch(cluster, kubeconfig), logs: open(&["logs", "-n", OPEN, "web", "--follow"]), exec, forward };
+        sessions.carry(cluster, what);
+        sessions
+    }
+
+    /// Sends something over each of them: a request by either forwarded port, which the server that is logged and the one that was executed
+    /// each tell of, and a namespace.
+    fn carry(&mut self, cluster: &str, what: &str) {
+        for port in FORWARDED {
+            lab().http_get("hub", (Ipv4Addr::LOCALHOST, port).into(), &format!("/{what}")).unwrap();
+        }
+        self.logs.until_text(&format!("/{what} "));
+        self.exec.until_text(&format!("/{what} "));
+        let name = format!("{OPEN}-{what}");
+        lab().kubectl(cluster, &["create", "namespace", &name]).unwrap();
+        self.watch.until(&name);
+        lab().kubectl(cluster, &["delete", "namespace", &name, "--wait=false"]).unwrap();
+    }
+
+    fn ended(self) {
+        [self.watch, self.logs, self.exec, self.forward].into_iter().for_each(Watch::ended);
+    }
+}
+
+#[test]
+#[ignore = "make test-faults"]
+fn e_what_kubectl_has_open_lives_on_while_routes_change_until_the_bound() {
+    let lab = joined();
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), lab.user_kubeconfig("business-a").unwrap()).unwrap();
+    furnish("business-a");
+    let mut sessions = Sessions::open("business-a", config.path(), "opened");
+    let list = format!("/api/v1/namespaces/{OPEN}/configmaps?labelSelector=size%3Dlarge");
+    let mut list = Watch::of(over_route("business-a", config.path(), &["get", "--raw", &list]));
+    list.has_begun();
+    let spec = fresh(179);
+    start(&spec);
+    let file = kubeconfig_file(&spec.name);
+    let join = || run(&["join", &spec.name, "--region", "proxy-east", "--kubeconfig", file.path().to_str().unwrap()]);
+    let leave = || run(&["leave", &spec.name]);
+    assert!(join().status.success());
+    sessions.carry("business-a", "after-a-join");
+    region("proxy-east", &json!({"timeouts": {"drainSeconds": 5}}));
+    assert!(leave().status.success());
+    sessions.carry("business-a", "after-a-leave");
+    let list: Value = serde_json::from_str(&list.rest()).unwrap();
+    assert_eq!(list["items"].as_array().unwrap().len(), 40);
+    drop(sessions);
+
+    // The bound is that of the configuration with which workers began.
+    let sessions = Sessions::open("business-a", config.path(), "opened-again");
+    assert!(join().status.success());
+    sessions.ended();
+    through_gateway(lab, "business-a", "/version").unwrap();
+
+    assert!(leave().status.success());
+    region("proxy-east", &json!({}));
+    lab.stop_cluster(&spec.name).unwrap();
+    lab.kubectl("business-a", &["delete", "namespace", OPEN, "--wait=false"]).unwrap();
 }

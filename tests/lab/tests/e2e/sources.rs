@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use futures::future::try_join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use xregion_lab::site::{self, NAMESPACE};
+use xregion_lab::site::NAMESPACE;
 
-use super::fixture::{Duration, annotation, eventually, joined, lab, through_gateway};
+use super::fixture::{Duration, annotation, eventually, joined, lab, region, through_gateway};
 use super::laptop::{kubeconfig_file, run};
 
 /// The hub's node and another machine in the peered network.
@@ -97,12 +97,6 @@ fn d_route_carries_no_more_connections_than_its_cluster_may_have() {
     assert_eq!(carried("business-a"), 9);
 }
 
-/// Region east with these properties, beside those that it needs.
-fn region(more: Value) {
-    lab().vela_up(&site::region_with("proxy-east", &more)).unwrap();
-    lab().await_running("region-proxy-east").unwrap();
-}
-
 fn policy() -> String {
     let policy =
         ["get", "service", "cross-region-nginx-proxy-svc", "-n", NAMESPACE, "-o", "jsonpath={.spec.externalTrafficPolicy}"];
@@ -124,18 +118,18 @@ fn b_region_s_ranges_see_the_hub_where_traffic_stays_local_and_its_own_nodes_whe
             Ok(())
         });
     };
-    region(json!({"sourceRanges": [hub]}));
+    region("proxy-east", &json!({"sourceRanges": [hub]}));
     let_in(NEIGHBOUR, [false, false]);
     let_in(HUB, [true, true]);
-    region(json!({}));
+    region("proxy-east", &json!({}));
     let_in(NEIGHBOUR, [true, true]);
 
     // The Service is brought to it by the next join, which changes nothing else.
-    region(json!({"externalTrafficPolicy": "Cluster"}));
+    region("proxy-east", &json!({"externalTrafficPolicy": "Cluster"}));
     let output = rejoin(file.path(), &[]);
     assert!(output.status.success() && policy() == "Cluster", "{output:?}");
     let nodes: Vec<String> = lab.cluster("proxy-east").unwrap().nodes.iter().map(|node| node.internal_ip.to_string()).collect();
-    region(json!({"externalTrafficPolicy": "Cluster", "sourceRanges": [hub]}));
+    region("proxy-east", &json!({"externalTrafficPolicy": "Cluster", "sourceRanges": [hub]}));
     let refused = || {
         let all = |place| (0..8).flat_map(|_| answers(place, "business-a", file.path())).collect::<Vec<_>>();
         anyhow::ensure!(all(HUB).contains(&false), "the hub always gets in");
@@ -144,7 +138,7 @@ fn b_region_s_ranges_see_the_hub_where_traffic_stays_local_and_its_own_nodes_whe
     eventually("a connection of the hub's that goes on under a node's address", refused);
     println!("with Cluster, ranges of the hub's address shut it out where a connection goes on to another of the nodes {nodes:?}");
 
-    region(json!({}));
+    region("proxy-east", &json!({}));
     let output = rejoin(file.path(), &[]);
     assert!(output.status.success() && policy() == "Local", "{output:?}");
     let_in(HUB, [true, true]);

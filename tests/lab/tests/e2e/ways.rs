@@ -3,28 +3,25 @@
 
 use serde_json::{Value, json};
 use xregion_lab::load::Load;
-use xregion_lab::site::{self, NAMESPACE};
+use xregion_lab::site::NAMESPACE;
 use xregion_lab::{Bridge, BusinessSpec, Lab, Region};
 
-use super::fixture::{Duration, annotation, eventually, fresh, is_there, joined, lab, start, through_gateway};
+use super::fixture::{Duration, annotation, eventually, fresh, is_there, joined, lab, region, start, through_gateway};
 use super::laptop::{kubeconfig_file, run};
 use super::leaves::is_gone;
 
 const REGION: &str = "proxy-west";
-const SERVICE: &str = "cross-region-nginx-proxy-svc";
 
 fn west(host: u8) -> BusinessSpec {
     BusinessSpec { region: Region::West, ..fresh(host) }
 }
 
-/// Region west with these properties, beside those that it needs.
-fn region(more: Value) {
-    lab().vela_up(&site::region_with(REGION, &more)).unwrap();
-    lab().await_running(&format!("region-{REGION}")).unwrap();
-}
-
+/// The region's Service, whose name depends on whether another of the article's was there when it was made.
 fn service(lab: &Lab) -> anyhow::Result<Value> {
-    Ok(serde_json::from_str(&lab.kubectl(REGION, &["get", "service", SERVICE, "-n", NAMESPACE, "-o", "json"])?)?)
+    let all = ["get", "services", "-n", NAMESPACE, "-l", "app.kubernetes.io/managed-by=xregion", "-o", "json"];
+    let all: Value = serde_json::from_str(&lab.kubectl(REGION, &all)?)?;
+    let [service] = all["items"].as_array().map(Vec::as_slice).unwrap_or_default() else { anyhow::bail!("{all}") };
+    Ok(service.clone())
 }
 
 fn leave(spec: &BusinessSpec) {
@@ -45,7 +42,7 @@ fn a_region_is_entered_by_its_proxies_on_the_host_network() {
     let lab = joined();
     let spec = west(190);
     start(&spec);
-    region(json!({"entry": "hostNetwork", "replicas": 1, "healthPort": 7090}));
+    region(REGION, &json!({"entry": "hostNetwork", "replicas": 1, "healthPort": 7090}));
     let output = join(&spec, "port");
     assert!(output.status.success(), "{output:?}");
     is_there(&spec.name);
@@ -66,7 +63,7 @@ fn a_region_is_entered_by_its_proxies_on_the_host_network() {
 
     // Joined at one of its ports, and to be entered by another: nothing goes wrong before it is joined again.
     let before = annotation(&spec.name, "alias");
-    region(json!({}));
+    region(REGION, &json!({}));
     let status = run(&["status", REGION]);
     assert!(status.stdout.contains("and the hub connects to 7443"), "{}", status.stdout);
     let output = join(&spec, "port");
@@ -94,7 +91,7 @@ fn b_region_is_entered_by_its_load_balancer() {
     lab.add_address(&node, Bridge::Peer, address).unwrap();
     let node_port_of = |spec: &BusinessSpec| annotation(&spec.name, "node-port");
     let before = node_port_of(&earlier);
-    region(json!({"entry": "loadBalancer", "loadBalancer": {"annotations": {"example.com/internal": "true"}}}));
+    region(REGION, &json!({"entry": "loadBalancer", "loadBalancer": {"annotations": {"example.com/internal": "true"}}}));
     let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         std::thread::scope(|scope| {
             let joining = scope.spawn(|| join(&spec, "port"));
@@ -105,7 +102,8 @@ fn b_region_is_entered_by_its_load_balancer() {
             });
             assert_eq!(made["metadata"]["annotations"]["example.com/internal"], "true");
             let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}}).to_string();
-            let patch = ["patch", "service", SERVICE, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", &status];
+            let name = made["metadata"]["name"].as_str().unwrap();
+            let patch = ["patch", "service", name, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", &status];
             lab.kubectl(REGION, &patch).unwrap();
             let output = joining.join().unwrap();
             assert!(output.status.success(), "{output:?}");
@@ -130,7 +128,7 @@ fn b_region_is_entered_by_its_load_balancer() {
         leave(&spec);
         leave(&earlier);
     }));
-    region(json!({}));
+    region(REGION, &json!({}));
     lab.remove_address(&node, Bridge::Peer, address).unwrap();
     checked.unwrap();
 }
