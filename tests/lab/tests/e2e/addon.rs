@@ -4,7 +4,7 @@ use serde_json::json;
 use xregion_lab::load::Load;
 use xregion_lab::site::{self, Dist, ENTRIES, NAMESPACE};
 
-use super::fixture::{Snapshot, UNMENDED, enabled, eventually, is_there, join, joined, lab};
+use super::fixture::{Controller, Snapshot, UNMENDED, enabled, eventually, is_there, join, joined, lab};
 use super::leaves::leave;
 
 fn is_enabled() -> anyhow::Result<()> {
@@ -75,6 +75,8 @@ fn d_disabled_it_leaves_nothing_and_is_enabled_again_from_a_directory() {
 #[ignore = "make test-faults"]
 fn e_taken_down_in_order_it_leaves_nothing_on_the_hub_or_in_a_region_and_fails_no_request() {
     let lab = joined();
+    // With the controller, as it is unless somebody says otherwise; it goes with the addon.
+    std::mem::forget(Controller::enable());
     let load = Load::start(lab, &["proxy-west"]).unwrap();
     lab.vela_delete("join-business-a").unwrap();
     leave(lab, "business-a");

@@ -63,7 +63,7 @@ fn let_through() -> Vec<(&'static str, bool)> {
     let nginx = lab.processes_in_pods(&name, |command| command.starts_with("nginx: master")).unwrap()[0];
     let from = |place: &str, port: u16| lab.dial(place, (node.internal_ip, port).into(), SECOND).is_ok();
     let out = |address: SocketAddr| lab.in_pod(nginx, || async move { Ok(connects(address).await) }).unwrap();
-    let service = get(&["service", "kubernetes", "-n", "default"])["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
+    let service: IpAddr = get(&["service", "kubernetes", "-n", "default"])["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
     let at = |cluster: &str, port: u16| SocketAddr::from((lab.cluster(cluster).unwrap().address, port));
     let dns_node = [&name, &other]
         .into_iter()

@@ -2,7 +2,7 @@
 //! dies, another hub.
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -14,7 +14,8 @@ use xregion_lab::site::{self, Dist, NAMESPACE, NGINX};
 use xregion_lab::{Lab, Region};
 
 use super::fixture::{
-    Duration, UNMENDED, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, region, through_gateway,
+    Duration, UNMENDED, Watch, annotation, eventually, fresh, is_there, join_all, joined, lab, properties, region, start,
+    through_gateway,
 };
 use super::laptop::{kubeconfig_file, run};
 
@@ -36,6 +37,7 @@ fn log(proxy: &str) -> String {
 #[test]
 #[ignore = "make test-faults"]
 fn a_new_address_of_an_api_server_is_used_two_seconds_after_its_ttl_and_a_lost_name_keeps_the_last() {
+    const PATIENCE: Duration = Duration::from_secs(10);
     let lab = joined();
     let spec = fresh(176);
     join_all(&[(&spec, json!({}))]);
@@ -57,10 +59,9 @@ fn a_new_address_of_an_api_server_is_used_two_seconds_after_its_ttl_and_a_lost_n
     println!("a new address was used by every proxy within {:.1} s, at a TTL of {TTL} s", took.as_secs_f64());
     assert!(took <= Duration::from_secs(TTL.into()) + AFTER_TTL + ASKING, "{took:?}");
     // New connections go there: the gateway's are kept, so those are made here.
-    let node = std::net::SocketAddr::from((
-        lab.cluster("proxy-east").unwrap().nodes[0].internal_ip,
-        annotation(&spec.name, "node-port").parse().unwrap(),
-    ));
+    let entered = lab.cluster("proxy-east").unwrap().nodes[0].internal_ip;
+    let route = |cluster: &str| SocketAddr::from((entered, annotation(cluster, "node-port").parse().unwrap()));
+    let node = route(&spec.name);
     eventually("a session that goes to the new address", || {
         lab.dial("hub", node, Duration::from_secs(2))?;
         let to = format!("\"to\":\"{moved}:443\"");
@@ -77,8 +78,49 @@ fn a_new_address_of_an_api_server_is_used_two_seconds_after_its_ttl_and_a_lost_n
         });
     }
     lab.dial("hub", node, Duration::from_secs(2)).unwrap();
-    for cluster in [spec.name.as_str(), "business-a"] {
-        through_gateway(lab, cluster, "/version").unwrap();
+    let both_answer = || {
+        for cluster in [spec.name.as_str(), "business-a"] {
+            assert!(lab.answers_to("hub", route(cluster), &annotation(cluster, "alias"), PATIENCE).unwrap(), "{cluster}");
+            through_gateway(lab, cluster, "/version").unwrap();
+        }
+    };
+    both_answer();
+
+    // A resolver that says nothing at all, and one that is not there.
+    let lost = || {
+        let lost =
+            |proxy: &String| log(proxy).lines().filter(|line| line.contains("name not resolved") && line.contains(&host)).count();
+        proxies().iter().map(lost).sum::<usize>()
+    };
+    lab.set_address(Region::East, &host, &[moved]).unwrap();
+    for (lose, find) in [
+        (Lab::blackhole as fn(&Lab, &str) -> anyhow::Result<()>, Lab::unblackhole as fn(&Lab, &str) -> anyhow::Result<()>),
+        (|lab, _| lab.stop_resolver(Region::East), |lab, _| lab.start_resolver(Region::East)),
+    ] {
+        let before = lost();
+        lose(lab, Region::East.resolver_place()).unwrap();
+        let checked = std::panic::catch_unwind(|| {
+            eventually("a name that nobody tells", || {
+                anyhow::ensure!(lost() > before, "not yet");
+                Ok(())
+            });
+            both_answer();
+        });
+        find(lab, Region::East.resolver_place()).unwrap();
+        checked.unwrap();
+    }
+
+    // Where the first address says nothing, the second is tried while a client still waits.
+    let silent = Region::East.bridge().address(217);
+    lab.set_address(Region::East, &host, &[silent, moved]).unwrap();
+    for proxy in proxies() {
+        eventually("both addresses in every proxy", || {
+            anyhow::ensure!(log(&proxy).contains(&silent.to_string()), "not yet");
+            Ok(())
+        });
+    }
+    for _ in 0..4 {
+        assert!(lab.answers_to("hub", route(&spec.name), &annotation(&spec.name, "alias"), PATIENCE).unwrap());
     }
     lab.set_address(Region::East, &host, &[moved]).unwrap();
     assert!(run(&["leave", &spec.name]).status.success());

@@ -114,6 +114,11 @@ fn b_region_is_entered_by_its_load_balancer() {
         let port: u16 = annotation(&spec.name, "node-port").parse().unwrap();
         assert!((8000..8100).contains(&port), "{port}");
         lab.dial("hub", (address, port).into(), Duration::from_secs(1)).unwrap();
+        let output = join(&spec, "sni");
+        assert!(output.status.success(), "{output:?}");
+        is_there(&spec.name);
+        assert_eq!(node_port_of(&spec), "7443", "the load balancer has the proxies' own ports");
+        lab.dial("hub", (address, 7443).into(), Duration::from_secs(1)).unwrap();
         assert_eq!(node_port_of(&earlier), before);
         let output = join(&earlier, "port");
         assert!(output.status.success(), "{output:?}");

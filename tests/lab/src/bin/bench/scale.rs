@@ -143,10 +143,14 @@ pub fn measure(lab: &Lab, binary: &Path, progress: &Progress) -> Result<Measured
 
 /// Takes off the hub what is too much to be taken off one by one.
 pub fn clean_up(lab: &Lab) -> Result<()> {
-    let label = format!("{LABEL}=scale");
-    lab.run_within("hub", &["kubectl", "delete", "secrets", "-n", NAMESPACE, "-l", &label], STEP)?.success()?;
-    let routes = ["kubectl", "delete", "configmaps", "-n", NAMESPACE, "-l", "xregion.oam.dev/kind=route"];
-    lab.run_within(REGION, &routes, STEP)?.success()?;
+    // All in one request: kubectl by itself deletes them one after the other, which takes minutes.
+    for (place, kind, label) in
+        [("hub", "secrets", format!("{LABEL}=scale")), (REGION, "configmaps", "xregion.oam.dev/kind=route".to_owned())]
+    {
+        let label = label.replace('/', "%2F").replace('=', "%3D");
+        let all = format!("/api/v1/namespaces/{NAMESPACE}/{kind}?labelSelector={label}");
+        lab.run_within(place, &["kubectl", "delete", "--raw", &all], STEP)?.success()?;
+    }
     if lab.place(PLACE).is_ok() {
         // Not there when nothing was measured.
         drop(lab.remove_address(PLACE, Bridge::East, ADDRESS));
