@@ -18,7 +18,6 @@ mod nodes;
 mod renewals;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,7 +34,7 @@ use tokio::time::{sleep, timeout};
 use self::answers::Answers;
 use self::members::Members;
 use self::metrics::Metrics;
-use self::nodes::{Entrance, Entrances, Nodes};
+use self::nodes::{Entrance, Entrances, Nodes, Silences};
 use crate::endpoints::{self, Endpoints, Health};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
@@ -44,7 +43,7 @@ use crate::hub::gateway::Gateway;
 use crate::hub::progress::Progress;
 use crate::lock::{Lock, holder_name};
 use crate::looking;
-use crate::model::checkup::{Problem, Subject};
+use crate::model::checkup::Subject;
 use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide, entered_otherwise};
 use crate::model::entries::Entries;
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
@@ -136,9 +135,6 @@ struct Seen {
     gateway: Result<(Gateway, Standing)>,
 }
 
-/// The nodes of regions that don't answer.
-type Silent = BTreeMap<ClusterName, BTreeSet<IpAddr>>;
-
 impl Seen {
     /// The ways into those regions that have Services on the hub, if those can be read, also where the gateway can't be judged. Of a region
     /// that can't be read, it is what was known of it. A region with a cluster that was joined by another way in than it has now is left out:
@@ -165,24 +161,13 @@ impl Seen {
     }
 }
 
-/// A node that does not answer.
-fn silence(region: &ClusterName, ip: IpAddr) -> Trouble {
-    Trouble {
-        about: Subject::Region(region.clone()),
-        problem: Problem::new(
-            format!("its node {ip} does not answer the hub: no new connection is led there"),
-            format!("kubectl get nodes,pods -A -o wide, in cluster {region}; and check the way from the hub to {ip}"),
-        ),
-    }
-}
-
 impl Controller<'_> {
     /// Looks, mends, and carries out members while the right to it is held; says whether it was asked to end.
     async fn lead(&self, lock: &Lock, stop: impl Future<Output = ()>) -> bool {
         tracing::info!(holder = self.holder, "this is the controller that mends");
         self.metrics.leads(true);
         let (entrances, seen) = watch::channel(Entrances::new());
-        let (sender, silent) = watch::channel(BTreeMap::new());
+        let (sender, silent) = watch::channel(Silences::new());
         let nodes = Nodes { hub: self.hub, metrics: self.metrics.clone(), entrances: seen, silent: sender };
         self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let answers = Answers::new(self.hub);
@@ -219,7 +204,7 @@ impl Controller<'_> {
         lock: &Lock,
         show: watch::Sender<Option<Arc<Seen>>>,
         entrances: &watch::Sender<Entrances>,
-        silent: &watch::Receiver<Silent>,
+        silent: &watch::Receiver<Silences>,
     ) {
         let mut mending = Mending::default();
         // What another one has told is not told again.
@@ -240,7 +225,7 @@ impl Controller<'_> {
                     show.send_replace(Some(seen.clone()));
                     let mut troubles = self.round(lock, &seen, &mut mending).await;
                     troubles.extend(self.credential_troubles());
-                    troubles.extend(silent.borrow().iter().flat_map(|(region, nodes)| nodes.iter().map(|ip| silence(region, *ip))));
+                    troubles.extend(silent.borrow().iter().flat_map(|(region, silence)| silence.troubles(region)));
                     let news = telling.note(troubles, Timestamp::now());
                     self.metrics.problems(telling.told().len());
                     stale |= news.is_some();
@@ -512,6 +497,8 @@ fn shortened(note: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use http::{Request, Response};
     use kube::Client;
     use kube::client::Body;
