@@ -300,7 +300,7 @@ impl Controller<'_> {
             match outcome {
                 Ok(false) => {}
                 Ok(true) => {
-                    mending.mended(&repair.subject(), Timestamp::now());
+                    mending.mended(repair, Timestamp::now());
                     repair.parts().into_iter().for_each(|part| self.metrics.repaired(part));
                     let told = format!("{repair}: put back as recorded");
                     tracing::info!("{told}");
