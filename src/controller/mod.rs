@@ -18,7 +18,6 @@ mod nodes;
 mod renewals;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,7 +34,7 @@ use tokio::time::{sleep, timeout};
 use self::answers::Answers;
 use self::members::Members;
 use self::metrics::Metrics;
-use self::nodes::{Entrance, Entrances, Nodes};
+use self::nodes::{Entrance, Entrances, Nodes, Silences};
 use crate::endpoints::{self, Endpoints, Health};
 use crate::error::{Failure, Kind, Result};
 use crate::hub::Hub;
@@ -44,7 +43,7 @@ use crate::hub::gateway::Gateway;
 use crate::hub::progress::Progress;
 use crate::lock::{Lock, holder_name};
 use crate::looking;
-use crate::model::checkup::{Problem, Subject};
+use crate::model::checkup::Subject;
 use crate::model::drift::{Facts, Member, Records, Repair, Standing, Trouble, decide, entered_otherwise};
 use crate::model::entries::Entries;
 use crate::model::mending::{Mending, Telling, Verdict, given_up};
@@ -131,17 +130,17 @@ struct Seen {
     secrets: Vec<JoinedCluster>,
     records: Records,
     regions: Vec<SeenRegion>,
+    /// The Services of regions, where host aliases should lead to those.
+    services: Result<Option<BTreeMap<ClusterName, Entries>>>,
     gateway: Result<(Gateway, Standing)>,
 }
 
-/// The nodes of regions that don't answer.
-type Silent = BTreeMap<ClusterName, BTreeSet<IpAddr>>;
-
 impl Seen {
-    /// The ways into those regions that have Services on the hub. Of a region that can't be read, it is what was known of it. A region with a
-    /// cluster that was joined by another way in than it has now is left out: its joins lead its Services.
-    fn entrances(&self, hub: &HubId, known: &Entrances) -> Entrances {
-        let services = self.gateway.iter().flat_map(|(_, standing)| standing.services.iter().flatten());
+    /// The ways into those regions that have Services on the hub, if those can be read, also where the gateway can't be judged. Of a region
+    /// that can't be read, it is what was known of it. A region with a cluster that was joined by another way in than it has now is left out:
+    /// its joins lead its Services.
+    fn entrances(&self, hub: &HubId, known: &Entrances) -> Option<Entrances> {
+        let services = self.services.as_ref().ok()?.iter().flatten();
         let one = |(region, entries): (&ClusterName, &Entries)| {
             let seen = self.regions.iter().find(|seen| seen.name == *region)?;
             let led = entries.nodes_everywhere();
@@ -158,18 +157,7 @@ impl Seen {
             };
             Some((region.clone(), entrance))
         };
-        services.filter_map(one).collect()
-    }
-}
-
-/// A node that does not answer.
-fn silence(region: &ClusterName, ip: IpAddr) -> Trouble {
-    Trouble {
-        about: Subject::Region(region.clone()),
-        problem: Problem::new(
-            format!("its node {ip} does not answer the hub: no new connection is led there"),
-            format!("kubectl get nodes,pods -A -o wide, in cluster {region}; and check the way from the hub to {ip}"),
-        ),
+        Some(services.filter_map(one).collect())
     }
 }
 
@@ -179,7 +167,7 @@ impl Controller<'_> {
         tracing::info!(holder = self.holder, "this is the controller that mends");
         self.metrics.leads(true);
         let (entrances, seen) = watch::channel(Entrances::new());
-        let (sender, silent) = watch::channel(BTreeMap::new());
+        let (sender, silent) = watch::channel(Silences::new());
         let nodes = Nodes { hub: self.hub, metrics: self.metrics.clone(), entrances: seen, silent: sender };
         self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let answers = Answers::new(self.hub);
@@ -216,7 +204,7 @@ impl Controller<'_> {
         lock: &Lock,
         show: watch::Sender<Option<Arc<Seen>>>,
         entrances: &watch::Sender<Entrances>,
-        silent: &watch::Receiver<Silent>,
+        silent: &watch::Receiver<Silences>,
     ) {
         let mut mending = Mending::default();
         // What another one has told is not told again.
@@ -229,12 +217,15 @@ impl Controller<'_> {
                 Ok(seen) => {
                     self.health.set_ready(true);
                     self.metrics.looked(Timestamp::now());
-                    entrances.send_modify(|known| *known = seen.entrances(&self.hub.id, known));
+                    let fresh = seen.entrances(&self.hub.id, &entrances.borrow());
+                    if let Some(fresh) = fresh {
+                        entrances.send_replace(fresh);
+                    }
                     let seen = Arc::new(seen);
                     show.send_replace(Some(seen.clone()));
                     let mut troubles = self.round(lock, &seen, &mut mending).await;
                     troubles.extend(self.credential_troubles());
-                    troubles.extend(silent.borrow().iter().flat_map(|(region, nodes)| nodes.iter().map(|ip| silence(region, *ip))));
+                    troubles.extend(silent.borrow().iter().flat_map(|(region, silence)| silence.troubles(region)));
                     let news = telling.note(troubles, Timestamp::now());
                     self.metrics.problems(telling.told().len());
                     stale |= news.is_some();
@@ -264,14 +255,19 @@ impl Controller<'_> {
     async fn look(&self) -> Result<Seen> {
         let (secrets, records) = self.records().await?;
         let regions: BTreeSet<ClusterName> = records.members.iter().map(|member| member.membership.region.clone()).collect();
-        let gateway = async {
-            let gateway = self.hub.gateway(None).await?;
-            let standing = gateway.standing(self.hub.entries_led_to().await?).await?;
-            Ok((gateway, standing))
+        let on_hub = async {
+            let services = self.hub.entries_led_to().await;
+            let gateway: Result<(Gateway, Standing)> = async {
+                let gateway = self.hub.gateway(None).await?;
+                let standing = gateway.standing(services.clone()?).await?;
+                Ok((gateway, standing))
+            }
+            .await;
+            (services, gateway)
         };
         let regions = join_all(regions.into_iter().map(|name| looking::look_into(self.hub, name)));
-        let (gateway, regions) = join(gateway, regions).await;
-        Ok(Seen { secrets, records, regions, gateway })
+        let ((services, gateway), regions) = join(on_hub, regions).await;
+        Ok(Seen { secrets, records, regions, services, gateway })
     }
 
     async fn records(&self) -> Result<(Vec<JoinedCluster>, Records)> {
@@ -304,7 +300,7 @@ impl Controller<'_> {
             match outcome {
                 Ok(false) => {}
                 Ok(true) => {
-                    mending.mended(&repair.subject(), Timestamp::now());
+                    mending.mended(repair, Timestamp::now());
                     repair.parts().into_iter().for_each(|part| self.metrics.repaired(part));
                     let told = format!("{repair}: put back as recorded");
                     tracing::info!("{told}");
@@ -501,6 +497,8 @@ fn shortened(note: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use http::{Request, Response};
     use kube::Client;
     use kube::client::Body;
@@ -509,7 +507,10 @@ mod tests {
 
     use super::*;
     use crate::model::aliases::Wanted;
+    use crate::model::entries::Needs;
+    use crate::model::entries::tests::provided;
     use crate::model::nodes::Way;
+    use crate::model::observed::sample::{inside, name};
 
     fn wanted(host: &str, region: &str) -> Wanted {
         Wanted { host: host.parse().unwrap(), cluster: "x".parse().unwrap(), region: region.parse().unwrap() }
@@ -561,10 +562,64 @@ mod tests {
             let (health, still, credentials) = (Health::new(""), Still::default(), Mutex::default());
             let controller = Controller { hub: &hub, holder: "me", health, metrics: Metrics::new(), still, credentials };
             let gateway = Err(Failure::new(Kind::GatewayMissing, "none", "none"));
-            let seen = Seen { secrets: vec![], records: Records::default(), regions: vec![], gateway };
+            let seen = Seen { secrets: vec![], records: Records::default(), regions: vec![], services: Ok(None), gateway };
             let repair = Repair::Entries { region: "east".parse().unwrap(), way: Way::default() };
             assert_eq!(controller.last_writer(&seen, &repair).await.as_deref(), writer);
         }
+    }
+
+    fn unjudged() -> Failure {
+        Failure::new(Kind::Unexpected, "its annotation is no record of host aliases", "restore it")
+    }
+
+    #[test]
+    fn nodes_are_asked_on_while_the_gateway_or_the_services_or_a_region_can_t_be_read() {
+        let ip = |n: u8| IpAddr::from([10, 0, 1, n]);
+        let led = |nodes: &[u8]| nodes.iter().map(|n| ip(*n)).collect::<BTreeSet<_>>();
+        let services = |nodes: &[u8]| {
+            let needs = Needs { ports: [30000].into(), nodes: led(nodes), shards: 1, ..Needs::default() };
+            Ok(Some(BTreeMap::from([(name("east"), provided(&name("east"), &needs))])))
+        };
+        let entrances = |port: u16, nodes: &[u8]| {
+            let entrance = Entrance { nodes: [(ip(1), true), (ip(2), true)].into(), port, led: led(nodes) };
+            Some(Entrances::from([(name("east"), entrance)]))
+        };
+        // It had another port then.
+        let known = entrances(30000, &[1, 2]).unwrap();
+        for (what, region, services, want) in [
+            ("the gateway only", Ok(inside(1, vec![])), services(&[1]), entrances(30085, &[1])),
+            ("the region neither", Err(unjudged()), services(&[1]), entrances(30000, &[1])),
+            ("what the Services lead to neither, and all stays", Ok(inside(1, vec![])), Err(unjudged()), None),
+            ("no Services are wanted", Ok(inside(1, vec![])), Ok(None), Some(Entrances::new())),
+        ] {
+            let regions = vec![SeenRegion { name: name("east"), inside: region }];
+            let seen = Seen { secrets: vec![], records: Records::default(), regions, services, gateway: Err(unjudged()) };
+            assert_eq!(seen.entrances(&HubId::new("hub-uid"), &known), want, "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn services_of_regions_are_seen_where_the_gateway_can_t_be_judged() {
+        let (service, mut handle) = pair::<Request<Body>, Response<Body>>();
+        tokio::spawn(async move {
+            while let Some((request, respond)) = handle.next_request().await {
+                let answer = match request.uri().path() {
+                    path if path.ends_with("/configmaps/xregion-job") => {
+                        json!({"metadata": {}, "data": {"hostAliases": "services"}})
+                    }
+                    // It leads to no Service.
+                    path if path.contains("/apiservices/") => json!({"metadata": {}}),
+                    _ => json!({"kind": "List", "metadata": {}, "items": []}),
+                };
+                respond.send_response(Response::new(Body::from(answer.to_string().into_bytes())));
+            }
+        });
+        let hub = Hub::mocked(Client::new(service, "vela-system"));
+        let (health, still, credentials) = (Health::new(""), Still::default(), Mutex::default());
+        let controller = Controller { hub: &hub, holder: "me", health, metrics: Metrics::new(), still, credentials };
+        let seen = controller.look().await.unwrap();
+        assert!(seen.gateway.is_err_and(|failure| failure.kind == Kind::GatewayMissing));
+        assert_eq!(seen.services.unwrap(), Some(BTreeMap::new()));
     }
 
     #[test]

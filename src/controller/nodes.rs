@@ -2,7 +2,7 @@
 //! within seconds, long before Kubernetes calls it NotReady, and a node that comes gets its share; no gateway is rolled for either.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,7 +14,10 @@ use super::metrics::Metrics;
 use crate::hub::Hub;
 use crate::lock::Lock;
 use crate::model::answering::Answering;
+use crate::model::checkup::{Problem, Subject};
+use crate::model::drift::Trouble;
 use crate::model::names::ClusterName;
+use crate::model::nodes::listed;
 
 /// How often every node is asked, and how long it has to answer. A node that is dead is found within twice that.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -33,6 +36,57 @@ pub(super) struct Entrance {
 /// Regions by name.
 pub(super) type Entrances = BTreeMap<ClusterName, Entrance>;
 
+/// What was not heard of a region's nodes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Silence {
+    /// Those that should answer by what Kubernetes says, and don't.
+    nodes: BTreeSet<IpAddr>,
+    /// The port at which they were asked.
+    port: u16,
+    /// Whether no node at all answers.
+    whole: bool,
+}
+
+/// Of each region.
+pub(super) type Silences = BTreeMap<ClusterName, Silence>;
+
+impl Silence {
+    fn of(entrance: &Entrance, alive: &BTreeSet<IpAddr>) -> Self {
+        let expected = entrance.nodes.iter().filter(|(_, expected)| **expected).map(|(ip, _)| *ip);
+        Self { nodes: expected.filter(|ip| !alive.contains(ip)).collect(), port: entrance.port, whole: alive.is_empty() }
+    }
+
+    /// What is told of it.
+    pub fn troubles(&self, region: &ClusterName) -> Vec<Trouble> {
+        let Self { nodes, port, whole } = self;
+        let look = format!("kubectl get nodes,pods -A -o wide, in cluster {region}");
+        let problems = match whole {
+            _ if nodes.is_empty() => vec![],
+            // Clusters may be reached all the same, by ports of their own.
+            true => vec![Problem::new(
+                format!("none of its nodes answers the hub at port {port}: new connections are led where they were led before"),
+                format!(
+                    "open port {port} of {} to the hub in the firewall between them; or, if none is there, {look}",
+                    listed(nodes)
+                ),
+            )],
+            false => nodes
+                .iter()
+                .map(|ip| {
+                    Problem::new(
+                        format!("its node {ip} does not answer the hub at port {port}: no new connection is led there"),
+                        format!(
+                            "{look}; and check the way from the hub to {}, and firewalls on it",
+                            SocketAddr::from((*ip, *port))
+                        ),
+                    )
+                })
+                .collect(),
+        };
+        problems.into_iter().map(|problem| Trouble { about: Subject::Region(region.clone()), problem }).collect()
+    }
+}
+
 /// Asks the nodes, and leads the regions' Services to those that answer.
 pub(super) struct Nodes<'a> {
     pub hub: &'a Hub,
@@ -40,7 +94,7 @@ pub(super) struct Nodes<'a> {
     /// What the looks see.
     pub entrances: watch::Receiver<Entrances>,
     /// The nodes that don't answer, for whoever tells of them.
-    pub silent: watch::Sender<BTreeMap<ClusterName, BTreeSet<IpAddr>>>,
+    pub silent: watch::Sender<Silences>,
 }
 
 impl Nodes<'_> {
@@ -58,14 +112,13 @@ impl Nodes<'_> {
                 known.entry(region.clone()).or_default().1.clone_from(&entrance.led);
             }
             let asked = entrances.iter().map(|(region, entrance)| async move { (region, ask(entrance).await) });
-            let mut silent = BTreeMap::new();
+            let mut silent = Silences::new();
             for (region, heard) in join_all(asked).await {
                 let (answering, led) = known.entry(region.clone()).or_default();
                 let alive = answering.note(&heard, led);
-                let expected = entrances[region].nodes.iter().filter(|(_, expected)| **expected).map(|(ip, _)| *ip);
-                let lost: BTreeSet<IpAddr> = expected.filter(|ip| !alive.contains(ip)).collect();
-                self.metrics.nodes(region, alive.len(), lost.len());
-                silent.insert(region.clone(), lost);
+                let silence = Silence::of(&entrances[region], &alive);
+                self.metrics.nodes(region, alive.len(), silence.nodes.len());
+                silent.insert(region.clone(), silence);
                 // Where none answers, it may be the hub that is cut off: all stays.
                 if alive.is_empty() || alive == *led || !lock.held() {
                     continue;
@@ -93,4 +146,44 @@ async fn ask(entrance: &Entrance) -> BTreeMap<IpAddr, bool> {
 
 fn shown(nodes: &BTreeSet<IpAddr>) -> String {
     nodes.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_nodes_that_don_t_answer_is_told_where_connections_go_and_at_which_port_they_were_asked() {
+        let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
+        // Of the last one Kubernetes says itself that it is not ready.
+        let entrance =
+            Entrance { nodes: [(ip(1), true), (ip(2), true), (ip(3), false)].into(), port: 30085, led: [ip(1), ip(2)].into() };
+        let look = "kubectl get nodes,pods -A -o wide, in cluster east";
+        let past = |n: u8| {
+            (
+                format!("its node 10.0.0.{n} does not answer the hub at port 30085: no new connection is led there"),
+                format!("{look}; and check the way from the hub to 10.0.0.{n}:30085, and firewalls on it"),
+            )
+        };
+        let open = "open port 30085 of 10.0.0.1, 10.0.0.2 to the hub in the firewall between them";
+        let whole = (
+            "none of its nodes answers the hub at port 30085: new connections are led where they were led before".to_owned(),
+            format!("{open}; or, if none is there, {look}"),
+        );
+        for (alive, want) in [
+            (&[1, 2, 3][..], vec![]),
+            (&[1, 2], vec![]),
+            (&[1], vec![past(2)]),
+            // Whoever answers is led to, whatever Kubernetes says of it.
+            (&[3], vec![past(1), past(2)]),
+            (&[], vec![whole]),
+        ] {
+            let told = Silence::of(&entrance, &alive.iter().map(|n| ip(*n)).collect()).troubles(&"east".parse().unwrap());
+            assert!(told.iter().all(|trouble| trouble.about.to_string() == "region east"), "{told:?}");
+            let told: Vec<_> = told.into_iter().map(|trouble| (trouble.problem.cause, trouble.problem.fix)).collect();
+            assert_eq!(told, want, "{alive:?} answer");
+        }
+        let down = Entrance { nodes: [(ip(3), false)].into(), ..entrance };
+        assert_eq!(Silence::of(&down, &BTreeSet::new()).troubles(&"east".parse().unwrap()), [], "nobody expected it to answer");
+    }
 }

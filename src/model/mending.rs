@@ -1,6 +1,7 @@
 //! When drift is put back, when no more, and what is told of it: the controller's memory from look to look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -36,6 +37,8 @@ pub struct Mending {
 
 struct Past {
     repairs: Vec<Timestamp>,
+    /// The nodes that a region's names were led to last.
+    led: Option<BTreeSet<IpAddr>>,
     /// When it was last out of step.
     out: Timestamp,
     stopped: bool,
@@ -49,8 +52,15 @@ impl Mending {
     /// What becomes of what was found in a look.
     pub fn judge(&mut self, found: &[Repair], now: Timestamp) -> Vec<Verdict> {
         let judged = found.iter().map(|repair| {
-            let fresh =
-                Past { repairs: Vec::new(), out: now, stopped: false, failed: None, pause: SignedDuration::ZERO, rests: now };
+            let fresh = Past {
+                repairs: Vec::new(),
+                led: None,
+                out: now,
+                stopped: false,
+                failed: None,
+                pause: SignedDuration::ZERO,
+                rests: now,
+            };
             let past = self.past.entry(repair.subject()).or_insert(fresh);
             past.out = now;
             past.stopped |= past.repairs.iter().filter(|at| now.duration_since(**at) < SPAN).count() >= TIMES;
@@ -73,13 +83,19 @@ impl Mending {
     }
 
     /// Something was put back.
-    pub fn mended(&mut self, subject: &Subject, now: Timestamp) {
-        if let Some(past) = self.past.get_mut(subject) {
-            past.repairs.push(now);
+    pub fn mended(&mut self, repair: &Repair, now: Timestamp) {
+        let subject = repair.subject();
+        if let Some(past) = self.past.get_mut(&subject) {
+            // Where other nodes came, nobody undid anything.
+            let undone = match repair {
+                Repair::Addresses { way, .. } => past.led.replace(way.nodes.clone()).as_ref() == Some(&way.nodes),
+                _ => true,
+            };
+            past.repairs.extend(undone.then_some(now));
             (past.failed, past.pause, past.rests) = (None, SignedDuration::ZERO, now);
         }
         // What is seen next is another drift, and has to be seen twice again.
-        self.last.retain(|repair| repair.subject() != *subject);
+        self.last.retain(|repair| repair.subject() != subject);
     }
 
     /// Something could not be put back.
@@ -100,16 +116,12 @@ impl Mending {
 
 /// That something is not put back any more.
 pub fn given_up(repair: &Repair, writer: Option<&str>) -> Trouble {
-    let (who, fix) = match (repair, writer) {
-        (Repair::Addresses { region, .. }, _) => (
-            "its nodes came and went".to_owned(),
-            format!("choose steady nodes by nodes.selector at the xregion-proxy of region {region}, then restart the controller"),
-        ),
-        (_, Some(writer)) => (
+    let (who, fix) = match writer {
+        Some(writer) => (
             format!("field manager {writer} last wrote it"),
             format!("keep {writer} from writing it, or have it write what is on record: docs/controller.md says how"),
         ),
-        (_, None) => (
+        None => (
             "who did it left no trace, as whoever deletes does".to_owned(),
             "find them in the API server's audit log, and keep them from it".to_owned(),
         ),
@@ -164,14 +176,17 @@ impl Telling {
 
 #[cfg(test)]
 mod tests {
+    use super::super::nodes::Way;
     use super::*;
 
     fn gateway() -> Repair {
         Repair::Gateway { wanted: vec![], regions: BTreeMap::new() }
     }
 
-    fn east() -> Repair {
-        Repair::Addresses { region: "east".parse().unwrap(), way: Default::default() }
+    /// Names of region east are to lead to that node.
+    fn east(node: u8) -> Repair {
+        let way = Way { nodes: [[10, 0, 0, node].into()].into(), ..Way::default() };
+        Repair::Addresses { region: "east".parse().unwrap(), way }
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -184,20 +199,24 @@ mod tests {
         assert_eq!(mending.judge(&[gateway()], at(0)), [Verdict::Wait]);
         assert_eq!(mending.judge(&[], at(5)), []);
         assert_eq!(mending.judge(&[gateway()], at(10)), [Verdict::Wait]);
-        assert_eq!(mending.judge(&[gateway(), east()], at(15)), [Verdict::Mend, Verdict::Wait]);
-        mending.mended(&Subject::Hub, at(16));
-        assert_eq!(mending.judge(&[gateway(), east()], at(20)), [Verdict::Wait, Verdict::Mend]);
+        assert_eq!(mending.judge(&[gateway(), east(1)], at(15)), [Verdict::Mend, Verdict::Wait]);
+        mending.mended(&gateway(), at(16));
+        assert_eq!(mending.judge(&[gateway(), east(1)], at(20)), [Verdict::Wait, Verdict::Mend]);
     }
 
     /// Drifts, and is put back if that is the verdict.
-    fn revert(mending: &mut Mending, seconds: i64) -> Verdict {
-        mending.judge(&[gateway()], at(seconds));
-        let verdict = mending.judge(&[gateway()], at(seconds + 5))[0];
+    fn drift(mending: &mut Mending, repair: &Repair, seconds: i64) -> Verdict {
+        mending.judge(std::slice::from_ref(repair), at(seconds));
+        let verdict = mending.judge(std::slice::from_ref(repair), at(seconds + 5))[0];
         if verdict == Verdict::Mend {
-            mending.mended(&Subject::Hub, at(seconds + 5));
+            mending.mended(repair, at(seconds + 5));
             mending.judge(&[], at(seconds + 10));
         }
         verdict
+    }
+
+    fn revert(mending: &mut Mending, seconds: i64) -> Verdict {
+        drift(mending, &gateway(), seconds)
     }
 
     #[test]
@@ -218,8 +237,26 @@ mod tests {
         for seconds in (0..10).map(|n| n * 400) {
             assert_eq!(revert(&mut mending, seconds), Verdict::Mend);
         }
-        mending.judge(&[east()], at(4000));
-        assert_eq!(mending.judge(&[east()], at(4005)), [Verdict::Mend]);
+        mending.judge(&[east(1)], at(4000));
+        assert_eq!(mending.judge(&[east(1)], at(4005)), [Verdict::Mend]);
+    }
+
+    #[test]
+    fn names_follow_nodes_as_often_as_those_change_and_are_left_to_who_reverts_the_same_ones_three_times() {
+        let cases: [(&str, &[u8], Verdict); 5] = [
+            ("nodes are replaced one by one", &[1, 2, 3, 4, 5, 6], Verdict::Mend),
+            ("they go and come back", &[1, 2, 1, 2, 1, 2], Verdict::Mend),
+            ("reverted twice", &[1, 1, 1, 2, 3], Verdict::Mend),
+            ("reverted three times, and differ again", &[1, 1, 1, 1, 1], Verdict::Stop),
+            ("reverted three times, while nodes change", &[1, 1, 2, 2, 3, 3, 3], Verdict::Stop),
+        ];
+        for (what, nodes, last) in cases {
+            let mut mending = Mending::default();
+            let verdicts: Vec<_> = nodes.iter().zip(0..).map(|(node, n)| drift(&mut mending, &east(*node), n * 30)).collect();
+            let (end, before) = verdicts.split_last().unwrap();
+            assert!(before.iter().all(|verdict| *verdict == Verdict::Mend), "{what}: {verdicts:?}");
+            assert_eq!(*end, last, "{what}");
+        }
     }
 
     #[test]
@@ -262,7 +299,7 @@ mod tests {
         );
         assert!(told.fix.starts_with("keep helm from writing it"), "{told:?}");
         assert!(given_up(&gateway(), None).problem.fix.contains("audit log"));
-        assert!(given_up(&east(), Some("helm")).problem.fix.contains("nodes.selector"));
+        assert!(given_up(&east(1), Some("helm")).problem.cause.ends_with("field manager helm last wrote it"));
     }
 
     #[test]

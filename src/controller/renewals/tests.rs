@@ -305,7 +305,7 @@ impl Scene {
         let node = EntryNode { name: "n".into(), ip: [127, 0, 0, 1].into(), ready: true, lacks_proxy: false, balances: false };
         let region = SeenRegion { name: name("east"), inside: Ok(Inside { nodes: vec![node], ..inside(1, vec![]) }) };
         let gateway = Err(Failure::new(Kind::GatewayMissing, "none", "none"));
-        let seen = Seen { secrets, records, regions: vec![region], gateway };
+        let seen = Seen { secrets, records, regions: vec![region], services: Ok(None), gateway };
         let lock = Lock::take(Api::namespaced(self.hub.client(), "vela-system"), "lease", "me").await.unwrap().unwrap();
         controller.renew_due(&lock, &seen, &mut self.renewing, Timestamp::now() + skew).await;
         lock.release().await;

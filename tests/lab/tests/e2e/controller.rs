@@ -101,6 +101,18 @@ fn leader() -> anyhow::Result<String> {
     pods.split(' ').find(leads).map(str::to_owned).with_context(|| format!("{holder:?} is in none of {pods}"))
 }
 
+/// Waits until the controller that leads counts a problem in its metrics.
+fn await_counted() {
+    eventually("a problem in the controller's metrics", || {
+        let metrics = format!("/api/v1/namespaces/{NAMESPACE}/pods/{}:7081/proxy/metrics", leader()?);
+        let metrics = lab().kubectl("hub", &["get", "--raw", &metrics])?;
+        let count = metrics.lines().find_map(|line| line.strip_prefix("xregion_controller_problems "));
+        let count: u32 = count.with_context(|| format!("no number in {metrics}"))?.parse()?;
+        anyhow::ensure!(count > 0, "{count}");
+        Ok(())
+    });
+}
+
 /// Lets a cluster leave, and ends it.
 pub fn leave(spec: &BusinessSpec) {
     let left = run(&["leave", &spec.name]);
@@ -178,6 +190,8 @@ fn b_who_reverts_it_again_and_again_is_named_and_left_alone() {
         lab.kubectl("hub", &["patch", "deployment", GATEWAY, "-n", NAMESPACE, "--type=merge", &manager, "-p", &patch]).unwrap();
     };
     write(0, "mended");
+    let not_mended = || events("NotMended", "Deployment", GATEWAY);
+    let events_before = not_mended();
     let controller = Controller::enable();
     for _ in 0..3 {
         write(1, "stubborn");
@@ -195,6 +209,9 @@ fn b_who_reverts_it_again_and_again_is_named_and_left_alone() {
             Ok(())
         });
         assert_eq!(unavailable().unwrap(), "1", "it is left alone");
+        await_counted();
+        let told = news(&events_before, not_mended());
+        assert!(told.iter().any(|said| said.contains("field manager stubborn last wrote it")), "{told:?}");
     });
     drop(controller);
     write(0, "mended");
@@ -220,6 +237,7 @@ fn c_region_that_does_not_answer_keeps_its_aliases_and_is_told() {
             Ok(())
         });
         assert_eq!(gateway().unwrap(), before);
+        await_counted();
     });
     lab.mend_link("proxy-west-1", Bridge::Peer).unwrap();
     kept.unwrap();
