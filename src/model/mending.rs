@@ -17,6 +17,9 @@ const PAUSE_AT_MOST: SignedDuration = SignedDuration::from_secs(40);
 /// Within what; and how long it must have been in step to be put back again.
 const SPAN: SignedDuration = SignedDuration::from_mins(10);
 
+/// How often names follow nodes that come and go: a node that does so all the time is not to roll the gateway all the time.
+const FOLLOW_EVERY: SignedDuration = SignedDuration::from_secs(30);
+
 /// What becomes of drift.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
@@ -39,6 +42,8 @@ struct Past {
     repairs: Vec<Timestamp>,
     /// The nodes that a region's names were led to last.
     led: Option<BTreeSet<IpAddr>>,
+    /// From when on they may be led to others.
+    follows: Timestamp,
     /// When it was last out of step.
     out: Timestamp,
     stopped: bool,
@@ -55,6 +60,7 @@ impl Mending {
             let fresh = Past {
                 repairs: Vec::new(),
                 led: None,
+                follows: now,
                 out: now,
                 stopped: false,
                 failed: None,
@@ -66,7 +72,7 @@ impl Mending {
             past.stopped |= past.repairs.iter().filter(|at| now.duration_since(**at) < SPAN).count() >= TIMES;
             match past.stopped {
                 true => Verdict::Stop,
-                false if self.last.contains(repair) && past.rests <= now => Verdict::Mend,
+                false if self.last.contains(repair) && past.rests.max(past.follows) <= now => Verdict::Mend,
                 false => Verdict::Wait,
             }
         });
@@ -91,7 +97,11 @@ impl Mending {
                 Repair::Addresses { way, .. } => past.led.replace(way.nodes.clone()).as_ref() == Some(&way.nodes),
                 _ => true,
             };
-            past.repairs.extend(undone.then_some(now));
+            if undone {
+                past.repairs.push(now);
+            } else {
+                past.follows = now + FOLLOW_EVERY;
+            }
             (past.failed, past.pause, past.rests) = (None, SignedDuration::ZERO, now);
         }
         // What is seen next is another drift, and has to be seen twice again.
@@ -257,6 +267,17 @@ mod tests {
             assert!(before.iter().all(|verdict| *verdict == Verdict::Mend), "{what}: {verdicts:?}");
             assert_eq!(*end, last, "{what}");
         }
+    }
+
+    #[test]
+    fn a_node_that_comes_and_goes_moves_names_twice_a_minute_at_most() {
+        let mut mending = Mending::default();
+        assert_eq!(drift(&mut mending, &east(1), 0), Verdict::Mend);
+        assert_eq!(drift(&mut mending, &east(2), 15), Verdict::Wait);
+        assert_eq!(drift(&mut mending, &east(2), 30), Verdict::Mend);
+        // Who reverts it is not waited for.
+        assert_eq!(drift(&mut mending, &east(2), 70), Verdict::Mend);
+        assert_eq!(drift(&mut mending, &east(2), 85), Verdict::Mend);
     }
 
     #[test]
