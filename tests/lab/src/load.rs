@@ -90,6 +90,8 @@ pub struct Outcome {
     pub by_way: BTreeMap<Way, Tally>,
     /// The time the slowest answered request took.
     pub slowest: Duration,
+    /// Of every answered request, in the order they were sent: when that was, since the load's start, and the time it took.
+    pub answers: Vec<(Duration, Duration)>,
     /// Every failure, in the order they were sent.
     pub failures: Vec<Failure>,
 }
@@ -153,7 +155,10 @@ impl Outcome {
             let tally = outcome.by_way.entry(way).or_default();
             tally.requests += 1;
             match answered {
-                Ok(took) => outcome.slowest = outcome.slowest.max(took),
+                Ok(took) => {
+                    outcome.slowest = outcome.slowest.max(took);
+                    outcome.answers.push((at, took));
+                }
                 Err(text) => {
                     tally.failed += 1;
                     outcome.failed += 1;
@@ -275,7 +280,9 @@ mod tests {
             sample(50, Way::Direct, Ok(7)),
             sample(0, Way::Aggregated, Ok(9)),
         ]);
-        assert_eq!((outcome.requests, outcome.failed, outcome.slowest), (4, 2, Duration::from_millis(9)));
+        let ms = Duration::from_millis;
+        assert_eq!((outcome.requests, outcome.failed, outcome.slowest), (4, 2, ms(9)));
+        assert_eq!(outcome.answers, [(ms(0), ms(9)), (ms(50), ms(7))]);
         assert_eq!(outcome.by_way[&Way::Direct], Tally { requests: 2, failed: 1 });
         assert_eq!(
             outcome.to_string(),

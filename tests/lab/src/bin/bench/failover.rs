@@ -16,6 +16,8 @@ const REGION: &str = "proxy-east";
 const SERVICE: &str = "cross-region-nginx-proxy-svc";
 /// For how long requests are counted after the event: what a dead connection costs shows within a minute.
 const AFTERWARDS: Duration = Duration::from_secs(30);
+/// Requests that were sent this shortly before an event may be under way when it happens.
+const UNDER_WAY: Duration = Duration::from_secs(1);
 const READY: Duration = Duration::from_secs(120);
 
 /// One event and what it cost.
@@ -26,9 +28,9 @@ pub struct Cost {
     pub bound: f64,
     /// Seconds from the event until requests never failed again; none failed: 0.
     pub seconds: f64,
-    /// Requests that failed.
+    /// Requests that failed, of those sent after it and those under way.
     pub failed: usize,
-    /// Requests sent.
+    /// Those requests.
     pub requests: usize,
     /// Seconds that the slowest answered request took.
     pub slowest: f64,
@@ -267,15 +269,17 @@ fn open_sessions(lab: &Lab, proxy: &str, cluster: &str) -> Result<u32> {
 }
 
 fn cost(event: &Event, at: Duration, outcome: &Outcome) -> Cost {
-    // Those before led the connections to where the event was to happen.
-    let failures: Vec<Duration> = outcome.failures.iter().filter_map(|failure| failure.at.checked_sub(at)).collect();
+    // Earlier ones were there while the connections were led to where the event was to happen.
+    let since = at.saturating_sub(UNDER_WAY);
+    let failures: Vec<Duration> = outcome.failures.iter().map(|failure| failure.at).filter(|sent| *sent >= since).collect();
+    let answers: Vec<Duration> = outcome.answers.iter().filter(|(sent, _)| *sent >= since).map(|(_, took)| *took).collect();
     Cost {
         event: event.name,
         bound: event.bound,
-        seconds: failures.iter().max().map_or(0.0, Duration::as_secs_f64),
+        seconds: failures.iter().max().map_or(0.0, |last| last.saturating_sub(at).as_secs_f64()),
         failed: failures.len(),
-        requests: outcome.requests,
-        slowest: outcome.slowest.as_secs_f64(),
+        requests: failures.len() + answers.len(),
+        slowest: answers.iter().max().map_or(0.0, Duration::as_secs_f64),
     }
 }
 
@@ -305,7 +309,23 @@ fn spread(lab: &Lab, node: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use xregion_lab::load::{Failure, Way as HubWay};
+
     use super::*;
+
+    #[test]
+    fn what_was_sent_before_an_event_counts_only_if_it_was_under_way() {
+        let ms = Duration::from_millis;
+        let failure =
+            |at| Failure { at: ms(at), way: HubWay::Direct, kept: true, cluster: "c".to_owned(), text: "reset".to_owned() };
+        let outcome = Outcome {
+            failures: [500, 4950, 7000].map(failure).to_vec(),
+            answers: vec![(ms(600), ms(9000)), (ms(4900), ms(20)), (ms(8000), ms(30))],
+            ..Outcome::default()
+        };
+        let Cost { seconds, failed, requests, slowest, .. } = cost(&EVENTS[0], ms(5000), &outcome);
+        assert_eq!((seconds, failed, requests, slowest), (2.0, 2, 4, 0.03));
+    }
 
     #[test]
     fn every_way_s_events_are_judged() {
