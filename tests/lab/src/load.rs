@@ -29,6 +29,23 @@ const BOUND: Duration = Duration::from_mins(15);
 /// How many failures are worth printing.
 const SHOWN: usize = 8;
 
+/// How long a session may take to be answered: twice the 30 s for which Go dials.
+const SESSION: Duration = Duration::from_secs(60);
+
+/// Asks a joined cluster for a session (`kubectl exec`) through the hub's aggregated API; gives the time until it answered. The
+/// gateway makes a new connection for each session, while all other requests to a cluster share one, which it keeps.
+///
+/// # Errors
+/// When the cluster has not answered within a minute.
+pub fn ask_session(lab: &Lab, cluster: &str) -> Result<Duration> {
+    let road = Road::find(lab, Way::Aggregated)?;
+    lab.in_namespace("hub", || async move {
+        let asked = Instant::now();
+        timeout(SESSION, road.ask_session(cluster)).await.context("no answer")??;
+        Ok(asked.elapsed())
+    })
+}
+
 /// A load that runs. Dropping it ends it, too.
 #[derive(Debug)]
 pub struct Load {
