@@ -57,12 +57,23 @@ impl Lab {
 
     /// Lets a place (a node, or a cluster's home) drop all its traffic: nobody is answered, nobody refused.
     pub fn blackhole(&self, place: &str) -> Result<()> {
-        net::set_blackhole(&self.place(place)?, true)
+        set_blackhole(&self.place(place)?, true)
     }
 
     /// Ends `blackhole`.
     pub fn unblackhole(&self, place: &str) -> Result<()> {
-        net::set_blackhole(&self.place(place)?, false)
+        set_blackhole(&self.place(place)?, false)
+    }
+
+    /// Lets a place drop what comes and goes by one bridge. Of a cable that is pulled, the others on the bridge hear: nobody answers for its
+    /// address, and whoever connects to it is told after three seconds. Behind a router, as regions are peered, nobody is.
+    pub fn blackhole_link(&self, place: &str, bridge: Bridge) -> Result<()> {
+        net::set_blackhole(&self.place(place)?.name, bridge, true)
+    }
+
+    /// Ends `blackhole_link`.
+    pub fn unblackhole_link(&self, place: &str, bridge: Bridge) -> Result<()> {
+        net::set_blackhole(&self.place(place)?.name, bridge, false)
     }
 
     /// Pulls a place's cable to a bridge. A proxy node without `Peer` stays Ready: its cluster talks over the region.
@@ -141,7 +152,7 @@ impl Lab {
     pub(crate) fn mend_network(&self) -> Result<()> {
         for cluster in self.state().clusters()? {
             for place in cluster.places() {
-                net::set_blackhole(place, false)?;
+                set_blackhole(place, false)?;
                 place.links.iter().try_for_each(|link| net::set_cable(link, true))?;
             }
         }
@@ -212,6 +223,10 @@ impl Lab {
     fn worker<'a>(&'a self, cluster: &'a Cluster, node: &'a Node) -> Worker<'a> {
         Worker { state: self.state(), tools: self.tools(), cluster, node }
     }
+}
+
+fn set_blackhole(place: &Place, on: bool) -> Result<()> {
+    place.links.iter().try_for_each(|link| net::set_blackhole(&place.name, link.bridge, on))
 }
 
 fn link(place: &Place, bridge: Bridge) -> Result<Link> {

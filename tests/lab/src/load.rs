@@ -29,6 +29,23 @@ const BOUND: Duration = Duration::from_mins(15);
 /// How many failures are worth printing.
 const SHOWN: usize = 8;
 
+/// How long a session may take to be answered: twice the 30 s for which Go dials.
+const SESSION: Duration = Duration::from_secs(60);
+
+/// Asks a joined cluster for a session (`kubectl exec`) through the hub's aggregated API; gives the time until it answered. The
+/// gateway makes a new connection for each session, while all other requests to a cluster share one, which it keeps.
+///
+/// # Errors
+/// When the cluster has not answered within a minute.
+pub fn ask_session(lab: &Lab, cluster: &str) -> Result<Duration> {
+    let road = Road::find(lab, Way::Aggregated)?;
+    lab.in_namespace("hub", || async move {
+        let asked = Instant::now();
+        timeout(SESSION, road.ask_session(cluster)).await.context("no answer")??;
+        Ok(asked.elapsed())
+    })
+}
+
 /// A load that runs. Dropping it ends it, too.
 #[derive(Debug)]
 pub struct Load {
@@ -90,6 +107,8 @@ pub struct Outcome {
     pub by_way: BTreeMap<Way, Tally>,
     /// The time the slowest answered request took.
     pub slowest: Duration,
+    /// Of every answered request, in the order they were sent: when that was, since the load's start, and the time it took.
+    pub answers: Vec<(Duration, Duration)>,
     /// Every failure, in the order they were sent.
     pub failures: Vec<Failure>,
 }
@@ -153,7 +172,10 @@ impl Outcome {
             let tally = outcome.by_way.entry(way).or_default();
             tally.requests += 1;
             match answered {
-                Ok(took) => outcome.slowest = outcome.slowest.max(took),
+                Ok(took) => {
+                    outcome.slowest = outcome.slowest.max(took);
+                    outcome.answers.push((at, took));
+                }
                 Err(text) => {
                     tally.failed += 1;
                     outcome.failed += 1;
@@ -275,7 +297,9 @@ mod tests {
             sample(50, Way::Direct, Ok(7)),
             sample(0, Way::Aggregated, Ok(9)),
         ]);
-        assert_eq!((outcome.requests, outcome.failed, outcome.slowest), (4, 2, Duration::from_millis(9)));
+        let ms = Duration::from_millis;
+        assert_eq!((outcome.requests, outcome.failed, outcome.slowest), (4, 2, ms(9)));
+        assert_eq!(outcome.answers, [(ms(0), ms(9)), (ms(50), ms(7))]);
         assert_eq!(outcome.by_way[&Way::Direct], Tally { requests: 2, failed: 1 });
         assert_eq!(
             outcome.to_string(),

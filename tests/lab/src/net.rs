@@ -127,18 +127,16 @@ pub fn forget_neighbour(link: &Link, places: &[Place]) -> Result<()> {
     Ok(())
 }
 
-/// Makes a place drop everything that comes or goes by cable, as a machine behind a wrong firewall or one that hangs:
+/// Makes a place drop everything that comes or goes by a bridge, as a machine behind a wrong firewall or one that hangs:
 /// it answers no connection and refuses none.
-pub fn set_blackhole(place: &Place, on: bool) -> Result<()> {
-    for link in &place.links {
-        // What is let out unanswered would still renew leases: both ways, forwarded packets included.
-        for (table, chain, direction) in [("raw", "PREROUTING", "-i"), ("mangle", "POSTROUTING", "-o")] {
-            let rule = [direction, link.bridge.name(), "-m", "comment", "--comment", "lab-blackhole", "-j", "DROP"];
-            let there = iptables(&place.name, &[&["-t", table, "-C", chain], &rule[..]].concat()).is_ok();
-            if there != on {
-                let action = if on { "-I" } else { "-D" };
-                iptables(&place.name, &[&["-t", table, action, chain], &rule[..]].concat())?;
-            }
+pub fn set_blackhole(place: &str, bridge: Bridge, on: bool) -> Result<()> {
+    // What is let out unanswered would still renew leases: both ways, forwarded packets included.
+    for (table, chain, direction) in [("raw", "PREROUTING", "-i"), ("mangle", "POSTROUTING", "-o")] {
+        let rule = [direction, bridge.name(), "-m", "comment", "--comment", "lab-blackhole", "-j", "DROP"];
+        let there = iptables(place, &[&["-t", table, "-C", chain], &rule[..]].concat()).is_ok();
+        if there != on {
+            let action = if on { "-I" } else { "-D" };
+            iptables(place, &[&["-t", table, action, chain], &rule[..]].concat())?;
         }
     }
     Ok(())

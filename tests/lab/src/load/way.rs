@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
+use hyper::client::conn::http1;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue, UPGRADE};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use kube::Config;
@@ -20,6 +21,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::Lab;
 use crate::site::NAMESPACE;
@@ -109,6 +111,44 @@ impl Road {
             authorization: Some(authorization),
         })
     }
+
+    async fn secured(&self, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.address).await.with_context(|| format!("connecting to {}", self.address))?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(self.host.clone())?;
+        TlsConnector::from(tls).connect(name, tcp).await.context("TLS")
+    }
+
+    /// Asks a joined cluster for a session in a pod that is not there, as `kubectl exec` would, and waits until it says so. Sessions are
+    /// upgrades of HTTP/1.1, for each of which the gateway makes a connection.
+    pub async fn ask_session(&self, cluster: &str) -> Result<()> {
+        let mut tls = ClientConfig::clone(&self.tls);
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TokioIo::new(self.secured(Arc::new(tls)).await?);
+        let (mut requests, connection) = http1::handshake::<_, Empty<Bytes>>(stream).await.context("HTTP/1.1")?;
+        tokio::spawn(connection);
+        let session = "/api/v1/namespaces/default/pods/not-there/exec?command=true&stdout=true";
+        let mut request = Request::post(format!("{}{session}", path_to(cluster)))
+            .header(HOST, format!("{}:{}", self.host, self.address.port()))
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "SPDY/3.1")
+            .header("X-Stream-Protocol-Version", "v4.channel.k8s.io");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let response = requests.send_request(request.body(Empty::new())?).await.context("sending")?;
+        let status = response.status();
+        let body = response.into_body().collect().await.context("reading")?.to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        // The pod's name: it is the cluster that has not found it.
+        ensure!(status == StatusCode::NOT_FOUND && body.contains("not-there"), "{status}: {}", body.trim());
+        Ok(())
+    }
+}
+
+/// The path on the hub that leads to a joined cluster.
+fn path_to(cluster: &str) -> String {
+    format!("/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy")
 }
 
 fn tls(config: &Config) -> Result<Arc<ClientConfig>> {
@@ -125,10 +165,7 @@ pub struct Connection(SendRequest<Empty<Bytes>>);
 
 /// Opens one.
 pub async fn connect(road: &Road) -> Result<Connection> {
-    let tcp = TcpStream::connect(road.address).await.with_context(|| format!("connecting to {}", road.address))?;
-    tcp.set_nodelay(true)?;
-    let name = ServerName::try_from(road.host.clone())?;
-    let tls = TlsConnector::from(road.tls.clone()).connect(name, tcp).await.context("TLS")?;
+    let tls = road.secured(road.tls.clone()).await?;
     let (requests, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_AFTER)
@@ -162,7 +199,7 @@ impl Connection {
     /// Asks a joined cluster for its version.
     pub async fn get_version(mut self, road: &Road, cluster: &str) -> Result<()> {
         let (host, port) = (&road.host, road.address.port());
-        let url = format!("https://{host}:{port}/apis/cluster.core.oam.dev/v1alpha1/clustergateways/{cluster}/proxy/version");
+        let url = format!("https://{host}:{port}{}/version", path_to(cluster));
         let mut request = Request::get(url);
         if let Some(authorization) = &road.authorization {
             request = request.header(AUTHORIZATION, authorization);
