@@ -51,17 +51,14 @@ impl Known {
         }
     }
 
-    /// Takes an answer: a failure leaves the last good addresses in use.
-    pub fn learn(&mut self, answer: Result<Vec<IpAddr>, Unresolved>) {
-        self.failure = None;
-        match answer {
-            Ok(mut addresses) => {
-                addresses.sort_unstable();
-                addresses.dedup();
-                self.addresses = addresses;
-            }
-            Err(failure) => self.failure = Some(failure),
+    /// Takes an answer: one without addresses leaves the last good ones in use.
+    pub fn learn(&mut self, mut addresses: Vec<IpAddr>, failure: Option<Unresolved>) {
+        if !addresses.is_empty() {
+            addresses.sort_unstable();
+            addresses.dedup();
+            self.addresses = addresses;
         }
+        self.failure = failure;
     }
 }
 
@@ -72,12 +69,26 @@ pub(super) struct Names {
     lookups: JoinSet<()>,
     wanted: BTreeMap<DnsName, AbortHandle>,
     known: BTreeMap<DnsName, Known>,
-    sender: mpsc::Sender<(DnsName, Answer)>,
-    answers: mpsc::Receiver<(DnsName, Answer)>,
+    sender: mpsc::Sender<(DnsName, Known)>,
+    answers: mpsc::Receiver<(DnsName, Known)>,
 }
 
-/// Addresses and how long they are good for, or what went wrong.
-type Answer = Result<(Vec<IpAddr>, Duration), Unresolved>;
+/// What came of a lookup.
+struct Answer {
+    /// The addresses to use from now on; none if those in use stay.
+    addresses: Vec<IpAddr>,
+    /// What went wrong, be it with one family only.
+    failure: Option<Unresolved>,
+    /// How long what was answered is good for.
+    ttl: Duration,
+}
+
+impl Answer {
+    /// How long to wait until the name is looked up again.
+    fn pause(&self) -> Duration {
+        self.ttl.clamp(TTL.0, if self.failure.is_some() { RETRY } else { TTL.1 })
+    }
+}
 
 /// The options lookups are made with.
 pub(super) fn options(options: &mut ResolverOpts) {
@@ -118,20 +129,16 @@ impl Names {
 
     /// Waits for an answer that changes what is known. Nothing is lost when this is cancelled.
     pub async fn changed(&mut self) {
-        while let Some((name, answer)) = self.answers.recv().await {
-            if !self.wanted.contains_key(&name) {
-                continue;
-            }
-            let before = self.known.get(&name).cloned();
-            let known = self.known.entry(name.clone()).or_default();
-            known.learn(answer.map(|(addresses, _)| addresses));
-            if before.as_ref() == Some(known) {
+        while let Some((name, known)) = self.answers.recv().await {
+            if !self.wanted.contains_key(&name) || self.known.get(&name) == Some(&known) {
                 continue;
             }
             match &known.failure {
-                Some((_, failure)) => tracing::warn!(%name, failure, last_good = ?known.addresses, "name not resolved"),
+                // Be it of one family only.
+                Some((_, failure)) => tracing::warn!(%name, failure, in_use = ?known.addresses, "name not resolved"),
                 None => tracing::info!(%name, addresses = ?known.addresses, "name resolved"),
             }
+            self.known.insert(name, known);
             return;
         }
     }
@@ -161,37 +168,41 @@ impl Turns {
 }
 
 /// Looks a name up again and again, as its answers allow.
-async fn follow(name: DnsName, resolver: TokioResolver, turns: Arc<Turns>, answers: mpsc::Sender<(DnsName, Answer)>) {
+async fn follow(name: DnsName, resolver: TokioResolver, turns: Arc<Turns>, answers: mpsc::Sender<(DnsName, Known)>) {
+    let mut known = Known::default();
     while let Some(turn) = turns.next().await {
-        let answer = look_up(&resolver, &name).await;
+        let answer = look_up(&resolver, &name, &known.addresses).await;
         drop(turn);
-        let pause = pause(&answer);
-        if answers.send((name.clone(), answer)).await.is_err() {
+        let pause = answer.pause();
+        known.learn(answer.addresses, answer.failure);
+        if answers.send((name.clone(), known.clone())).await.is_err() {
             return;
         }
         sleep(pause).await;
     }
 }
 
-fn pause(answer: &Answer) -> Duration {
-    answer.as_ref().map_or(RETRY, |(_, ttl)| (*ttl).clamp(TTL.0, TTL.1))
-}
-
-async fn look_up(resolver: &TokioResolver, name: &DnsName) -> Answer {
+/// Looks a name up; `last` are its last good addresses.
+async fn look_up(resolver: &TokioResolver, name: &DnsName, last: &[IpAddr]) -> Answer {
     // The dot at the end makes the name absolute: a search domain could lead anywhere.
     let absolute = format!("{name}.");
-    let both = async { tokio::join!(resolver.lookup(&*absolute, RecordType::A), resolver.lookup(&*absolute, RecordType::AAAA)) };
-    match timeout(PATIENCE, both).await {
-        Ok((v4, v6)) => combine(v4, v6).map(|(addresses, ttl)| (usable(addresses), ttl)),
-        Err(_) => Err(explain(&NetError::Timeout)),
-    }
+    let family = |kind| look_up_family(resolver, &absolute, kind);
+    let (v4, v6) = tokio::join!(family(RecordType::A), family(RecordType::AAAA));
+    let answer = combine(v4, v6, last);
+    Answer { addresses: usable(answer.addresses), ..answer }
 }
 
-/// One family suffices; of two failures the one that is no plain "there is none" says more.
-fn combine(v4: Result<Lookup, NetError>, v6: Result<Lookup, NetError>) -> Answer {
-    let mut failure = None;
-    let (mut addresses, mut ttl) = (Vec::new(), Duration::MAX);
-    for family in [v4, v6] {
+/// Each family has its own time: one that does not answer must not take the other's answer with it.
+async fn look_up_family(resolver: &TokioResolver, absolute: &str, kind: RecordType) -> Result<Lookup, NetError> {
+    timeout(PATIENCE, resolver.lookup(absolute, kind)).await.unwrap_or(Err(NetError::Timeout))
+}
+
+/// One family suffices. One that failed keeps its last good addresses, for this proxy may have no way to the other's; one that has none
+/// any more loses them. Of two failures the one that is no plain "there is none" says more.
+fn combine(v4: Result<Lookup, NetError>, v6: Result<Lookup, NetError>, last: &[IpAddr]) -> Answer {
+    let (mut failed, mut absent) = (None, None);
+    let (mut addresses, mut ttl) = (Vec::<IpAddr>::new(), Duration::MAX);
+    for (family, is_v6) in [(v4, false), (v6, true)] {
         match family {
             Ok(lookup) => {
                 for record in lookup.answers() {
@@ -203,15 +214,19 @@ fn combine(v4: Result<Lookup, NetError>, v6: Result<Lookup, NetError>) -> Answer
                     }
                 }
             }
-            Err(error) if failure.is_none() || !error.is_no_records_found() => failure = Some(error),
-            Err(_) => {}
+            Err(error) if error.is_no_records_found() => absent = absent.or(Some(error)),
+            Err(error) => {
+                addresses.extend(last.iter().copied().filter(|address| address.is_ipv6() == is_v6));
+                failed = Some(error);
+            }
         }
     }
-    match failure {
-        _ if !addresses.is_empty() => Ok((addresses, ttl)),
-        Some(error) => Err(explain(&error)),
-        None => Err((Reason::Unresolvable, NO_ADDRESS.into())),
-    }
+    let failure = match failed {
+        Some(error) => Some(explain(&error)),
+        None if addresses.is_empty() => Some(absent.map_or((Reason::Unresolvable, NO_ADDRESS.into()), |error| explain(&error))),
+        None => None,
+    };
+    Answer { addresses, failure, ttl }
 }
 
 const NO_ADDRESS: &str = "the name has no address in the region's DNS";

@@ -3,18 +3,33 @@ use std::sync::Mutex;
 
 use futures::future::join_all;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NoRecords;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::op::Message;
+use hickory_resolver::proto::op::{Message, Query};
 use hickory_resolver::proto::rr::Record;
 
 use super::*;
 
 /// What the server in these tests says of a name.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Says {
     Addresses(u32, Vec<&'static str>),
     Code(ResponseCode),
     Nothing,
+    /// Of IPv4, and of IPv6.
+    Each(Box<[Says; 2]>),
+}
+
+impl Says {
+    fn of(self, kind: RecordType) -> Self {
+        match self {
+            Self::Each(each) => {
+                let [v4, v6] = *each;
+                if kind == RecordType::A { v4 } else { v6 }
+            }
+            says => says,
+        }
+    }
 }
 
 type Zone = Arc<Mutex<BTreeMap<&'static str, Says>>>;
@@ -31,8 +46,9 @@ fn server(zone: Zone) -> SocketAddr {
             let name = question.name().to_string();
             let mut answer = Message::response(query.id, query.op_code);
             answer.add_query(question.clone());
-            match zone.lock().unwrap().get(name.as_str()).cloned().unwrap_or(Says::Code(ResponseCode::NXDomain)) {
-                Says::Nothing => continue,
+            let says = zone.lock().unwrap().get(name.as_str()).cloned().unwrap_or(Says::Code(ResponseCode::NXDomain));
+            match says.of(question.query_type()) {
+                Says::Nothing | Says::Each(_) => continue,
                 Says::Code(code) => answer.metadata.response_code = code,
                 Says::Addresses(ttl, addresses) => {
                     let addresses = addresses.into_iter().map(|address| RData::from(address.parse::<IpAddr>().unwrap()));
@@ -160,14 +176,91 @@ async fn many_names_are_not_asked_all_at_once_and_one_that_is_alone_does_not_wai
     assert!(later.elapsed() < PACE, "and no turns were saved up");
 }
 
+#[tokio::test]
+async fn a_family_that_fails_alone_keeps_its_addresses_until_there_are_none() {
+    let each = |v4, v6| Says::Each(Box::new([v4, v6]));
+    let there = |address| Says::Addresses(1, vec![address]);
+    let (mut names, zone) = names(&[("api.example.", each(there("127.0.0.2"), Says::Addresses(1, vec![])))]);
+    let says = |answer| zone.lock().unwrap().insert("api.example.", answer);
+    names.want(wanted(&["api.example"]));
+    let v4 = until(&mut names, "an address", |names| addresses(names, "api.example")).await.unwrap();
+
+    says(each(Says::Code(ResponseCode::ServFail), there("::1")));
+    let failed = |names: &Names| names.known().values().next()?.failure.clone();
+    assert!(until(&mut names, "the failure", failed).await.1.contains("SERVFAIL"));
+    let all = addresses(&names, "api.example").unwrap().unwrap();
+    assert!(all.starts_with(&v4), "{all:?}");
+
+    says(each(Says::Addresses(1, vec![]), there("::1")));
+    let moved = |names: &Names| (addresses(names, "api.example")? == Ok(vec!["::1".into()])).then_some(());
+    until(&mut names, "the other family alone", moved).await;
+    assert_eq!(failed(&names), None);
+}
+
+/// What a resolver makes of an answer.
+fn resolved(kind: RecordType, says: Says) -> Result<Lookup, NetError> {
+    let query = Query::query("api.example.".parse().unwrap(), kind);
+    match says.of(kind) {
+        Says::Addresses(ttl, addresses) => {
+            let data = addresses.into_iter().map(|address| RData::from(address.parse::<IpAddr>().unwrap()));
+            let records: Vec<_> = data.map(|data| Record::from_rdata(query.name().clone(), ttl, data)).collect();
+            Ok(Lookup::new_with_max_ttl(query, records))
+        }
+        Says::Code(code @ (ResponseCode::NoError | ResponseCode::NXDomain)) => Err(NoRecords::new(query, code).into()),
+        Says::Code(code) => Err(DnsError::ResponseCode(code).into()),
+        Says::Nothing | Says::Each(_) => Err(NetError::Timeout),
+    }
+}
+
+#[test]
+fn each_family_is_renewed_kept_or_dropped_by_its_own_answer() {
+    let code = Says::Code;
+    let has = |address| Says::Addresses(60, vec![address]);
+    let (none, gone, broken) = (ResponseCode::NoError, ResponseCode::NXDomain, ResponseCode::ServFail);
+    let (both, unknown): (&[&str], &[&str]) = (&["192.0.2.1", "192.0.2.2", "2001:db8::1"], &[]);
+    for (last, v4, v6, want, failure, seconds) in [
+        (both, has("192.0.2.9"), has("2001:db8::9"), vec!["192.0.2.9", "2001:db8::9"], None, 60),
+        (both, Says::Nothing, has("2001:db8::9"), vec!["192.0.2.1", "192.0.2.2", "2001:db8::9"], Some("did not answer"), 3),
+        (both, code(broken), has("2001:db8::9"), vec!["192.0.2.1", "192.0.2.2", "2001:db8::9"], Some("SERVFAIL"), 3),
+        (both, has("192.0.2.9"), Says::Nothing, vec!["192.0.2.9", "2001:db8::1"], Some("did not answer"), 3),
+        (both, has("192.0.2.9"), code(broken), vec!["192.0.2.9", "2001:db8::1"], Some("SERVFAIL"), 3),
+        (both, code(none), has("2001:db8::9"), vec!["2001:db8::9"], None, 60),
+        (both, has("192.0.2.9"), code(none), vec!["192.0.2.9"], None, 60),
+        (both, has("192.0.2.9"), code(gone), vec!["192.0.2.9"], None, 60),
+        (both, code(broken), code(none), vec!["192.0.2.1", "192.0.2.2"], Some("SERVFAIL"), 3),
+        (both, code(broken), Says::Nothing, both.to_vec(), Some("did not answer"), 3),
+        // Then what is in use stays.
+        (both, code(none), code(none), vec![], Some("has no address"), 3),
+        (both, code(gone), code(gone), vec![], Some("NXDOMAIN"), 3),
+        (&both[2..], Says::Nothing, code(none), vec![], Some("did not answer"), 3),
+        // Nothing is known yet.
+        (unknown, Says::Nothing, has("2001:db8::9"), vec!["2001:db8::9"], Some("did not answer"), 3),
+        (unknown, has("192.0.2.9"), code(broken), vec!["192.0.2.9"], Some("SERVFAIL"), 3),
+    ] {
+        let what = format!("{last:?} {v4:?} {v6:?}");
+        let last: Vec<IpAddr> = last.iter().map(|address| address.parse().unwrap()).collect();
+        let answer = combine(resolved(RecordType::A, v4), resolved(RecordType::AAAA, v6), &last);
+        assert_eq!(answer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), want, "{what}");
+        let told = answer.failure.as_ref().map(|(_, told)| told.as_str());
+        assert!(
+            told.is_some() == failure.is_some() && told.unwrap_or_default().contains(failure.unwrap_or_default()),
+            "{what}: {told:?}"
+        );
+        assert_eq!(answer.pause().as_secs(), seconds, "{what}");
+    }
+}
+
 #[test]
 fn when_a_name_is_looked_up_again() {
-    for (answer, seconds) in [
-        (Ok((vec![], Duration::ZERO)), 1),
-        (Ok((vec![], Duration::from_secs(7))), 7),
-        (Ok((vec![], Duration::from_secs(86400))), 60),
-        (Err((Reason::Unanswered, String::new())), 3),
+    let failure = || Some((Reason::Unanswered, String::new()));
+    for (ttl, failure, seconds) in [
+        (Duration::ZERO, None, 1),
+        (Duration::from_secs(7), None, 7),
+        (Duration::from_secs(86400), None, 60),
+        (Duration::MAX, failure(), 3),
+        (Duration::from_secs(7), failure(), 3),
+        (Duration::from_secs(2), failure(), 2),
     ] {
-        assert_eq!(pause(&answer).as_secs(), seconds);
+        assert_eq!(Answer { addresses: vec![], failure, ttl }.pause().as_secs(), seconds);
     }
 }

@@ -56,8 +56,11 @@ impl World {
     }
 
     fn knowing(mut self, name: &str, answer: Result<&[&str], &str>) -> Self {
-        let addresses = answer.map(|all| all.iter().map(|address| address.parse().unwrap()).collect());
-        self.names.entry(name.parse().unwrap()).or_default().learn(addresses.map_err(|why| (Reason::Unresolvable, why.to_owned())));
+        let known = self.names.entry(name.parse().unwrap()).or_default();
+        match answer {
+            Ok(all) => known.learn(all.iter().map(|address| address.parse().unwrap()).collect(), None),
+            Err(why) => known.learn(vec![], Some((Reason::Unresolvable, why.to_owned()))),
+        }
         self
     }
 }
