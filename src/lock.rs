@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
@@ -18,6 +18,20 @@ const DURATION_SECONDS: i32 = 15;
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// After so long without renewal the holder takes itself for dead: before anybody else does.
 const GIVE_UP: Duration = Duration::from_secs(10);
+
+/// A wish for the right that a Lease stands for, kept across the attempts to take it.
+///
+/// Somebody else's Lease has run out when its record has stayed the same for as long as it is good for, counted from when this claim
+/// first saw it so. Wall clocks play no part, for those of two machines may differ: `renewTime` is written for people and other tools,
+/// and of somebody else's it counts only that it changes. So does client-go (tools/leaderelection/leaderelection.go: "A client only
+/// acts on timestamps captured locally to infer the state of the leader election").
+pub struct Claim {
+    leases: Api<Lease>,
+    name: &'static str,
+    holder: String,
+    /// Somebody else's record as it was last, and when it was first seen so.
+    seen: Option<(LeaseSpec, Instant)>,
+}
 
 /// The right, held until it is released or its process ends.
 pub struct Lock {
@@ -39,18 +53,48 @@ enum Taken {
     Conflict,
 }
 
-impl Lock {
-    /// Takes the right that the Lease of this name stands for, unless somebody else has it; `holder` is a name nobody else uses.
-    pub async fn take(leases: Api<Lease>, name: &'static str, holder: &str) -> kube::Result<Option<Self>> {
-        let asked = Instant::now();
-        if !matches!(take(&leases, name, holder).await?, Taken::Ours) {
-            return Ok(None);
-        }
-        let renewed = Arc::new(Mutex::new(Some(asked)));
-        let renewal = tokio::spawn(renew(leases.clone(), name, holder.to_owned(), renewed.clone()));
-        Ok(Some(Self { leases, name, holder: holder.to_owned(), renewed, renewal }))
+impl Claim {
+    /// A claim to the Lease of this name; `holder` is a name nobody else uses.
+    pub fn new(leases: Api<Lease>, name: &'static str, holder: &str) -> Self {
+        Self { leases, name, holder: holder.to_owned(), seen: None }
     }
 
+    /// The Lease's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Takes the right, unless somebody else has it.
+    pub async fn take(&mut self) -> kube::Result<Option<Lock>> {
+        let asked = Instant::now();
+        let found = self.leases.get_opt(self.name).await?;
+        if !self.may_take(found.as_ref()) {
+            return Ok(None);
+        }
+        if !matches!(write(&self.leases, self.name, &self.holder, found).await?, Taken::Ours) {
+            return Ok(None);
+        }
+        let (leases, name, holder) = (self.leases.clone(), self.name, self.holder.clone());
+        let renewed = Arc::new(Mutex::new(Some(asked)));
+        let renewal = tokio::spawn(renew(leases.clone(), name, holder.clone(), renewed.clone()));
+        Ok(Some(Lock { leases, name, holder, renewed, renewal }))
+    }
+
+    /// Whether the Lease is free, ours or has run out; what was found of somebody else is kept in mind.
+    fn may_take(&mut self, found: Option<&Lease>) -> bool {
+        let Some(record) = of_another(found, &self.holder) else { return true };
+        if let Some((seen, since)) = &self.seen
+            && seen == record
+        {
+            let seconds = record.lease_duration_seconds.unwrap_or(DURATION_SECONDS);
+            return since.elapsed() >= Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+        }
+        self.seen = Some((record.clone(), Instant::now()));
+        false
+    }
+}
+
+impl Lock {
     /// Whether it is held for certain: it was renewed of late, and nobody else has taken it.
     pub fn held(&self) -> bool {
         self.left().is_some()
@@ -102,7 +146,7 @@ async fn renew(leases: Api<Lease>, name: &'static str, holder: String, renewed: 
     loop {
         sleep(RENEW_EVERY).await;
         let asked = Instant::now();
-        match timeout(RENEW_EVERY, take(&leases, name, &holder)).await {
+        match timeout(RENEW_EVERY, renew_once(&leases, name, &holder)).await {
             Ok(Ok(Taken::Ours)) => note(Some(asked)),
             Ok(Ok(Taken::Others)) => note(None),
             Ok(Ok(Taken::Conflict)) => {}
@@ -112,14 +156,24 @@ async fn renew(leases: Api<Lease>, name: &'static str, holder: String, renewed: 
     }
 }
 
-/// Takes or renews the Lease, unless somebody else holds it.
-async fn take(leases: &Api<Lease>, name: &str, holder: &str) -> kube::Result<Taken> {
+/// Renews the Lease, unless somebody else has taken it.
+async fn renew_once(leases: &Api<Lease>, name: &str, holder: &str) -> kube::Result<Taken> {
     let found = leases.get_opt(name).await?;
-    let now = Timestamp::now();
-    let spec = found.as_ref().and_then(|lease| lease.spec.as_ref());
-    if !may_take(spec, holder, now) {
+    if of_another(found.as_ref(), holder).is_some() {
         return Ok(Taken::Others);
     }
+    write(leases, name, holder, found).await
+}
+
+/// The record of a Lease that somebody else holds.
+fn of_another<'a>(found: Option<&'a Lease>, holder: &str) -> Option<&'a LeaseSpec> {
+    let record = found?.spec.as_ref()?;
+    let other = record.holder_identity.as_deref().unwrap_or_default();
+    (!other.is_empty() && other != holder).then_some(record)
+}
+
+/// Writes that the Lease is the holder's, in the place of the one that was found.
+async fn write(leases: &Api<Lease>, name: &str, holder: &str, found: Option<Lease>) -> kube::Result<Taken> {
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.into()),
@@ -129,7 +183,7 @@ async fn take(leases: &Api<Lease>, name: &str, holder: &str) -> kube::Result<Tak
         spec: Some(LeaseSpec {
             holder_identity: Some(holder.into()),
             lease_duration_seconds: Some(DURATION_SECONDS),
-            renew_time: Some(MicroTime(now)),
+            renew_time: Some(MicroTime(Timestamp::now())),
             ..LeaseSpec::default()
         }),
     };
@@ -146,17 +200,6 @@ async fn take(leases: &Api<Lease>, name: &str, holder: &str) -> kube::Result<Tak
     }
 }
 
-fn may_take(spec: Option<&LeaseSpec>, holder: &str, now: Timestamp) -> bool {
-    let Some(spec) = spec else { return true };
-    let duration = SignedDuration::from_secs(i64::from(spec.lease_duration_seconds.unwrap_or(DURATION_SECONDS)));
-    match (spec.holder_identity.as_deref(), &spec.renew_time) {
-        (None | Some(""), _) => true,
-        (Some(current), _) if current == holder => true,
-        (Some(_), Some(MicroTime(renewed))) => renewed.checked_add(duration).is_ok_and(|end| end < now),
-        (Some(_), None) => true,
-    }
-}
-
 /// A name for this process that no other one has: its pod's, or the machine's with its process id.
 pub fn holder_name() -> Result<String> {
     let host = nix::unistd::gethostname()
@@ -167,27 +210,80 @@ pub fn holder_name() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use http::{Method, Request, Response};
+    use jiff::SignedDuration;
     use kube::Client;
     use kube::client::Body;
     use serde_json::{Value, json};
+    use tokio::time::advance;
     use tower_test::mock::{Handle, pair};
 
     use super::*;
 
-    #[test]
-    fn a_lease_is_taken_when_it_is_free_ours_or_run_out() {
-        let now = Timestamp::now();
-        let spec = |holder: &str, age: i64| LeaseSpec {
-            holder_identity: Some(holder.into()),
-            lease_duration_seconds: Some(15),
-            renew_time: Some(MicroTime(now - SignedDuration::from_secs(age))),
-            ..LeaseSpec::default()
-        };
-        for (holder, age, want) in [("me", 1, true), ("other", 1, false), ("other", 16, true), ("", 1, true)] {
-            assert_eq!(may_take(Some(&spec(holder, age)), "me", now), want, "{holder} {age}");
-        }
-        assert!(may_take(None, "me", now));
+    /// A claim, where there is this Lease.
+    fn claim(lease: &Arc<Mutex<Value>>) -> Claim {
+        let (service, mut server) = pair::<Request<Body>, Response<Body>>();
+        let lease = lease.clone();
+        tokio::spawn(async move {
+            while let Some((_, send)) = server.next_request().await {
+                let text = lease.lock().unwrap().to_string();
+                send.send_response(Response::new(Body::from(text.into_bytes())));
+            }
+        });
+        Claim::new(Api::namespaced(Client::new(service, "vela-system"), "vela-system"), "lease", "me")
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_taken_at_once_when_it_is_free_or_ours() {
+        for (lease, want) in [
+            (lease("me"), true),
+            (lease(""), true),
+            (with_spec(&json!({"leaseDurationSeconds": 15})), true),
+            (with_spec(&Value::Null), true),
+            (lease("other"), false),
+            (renewed("other", Timestamp::UNIX_EPOCH), false),
+            (with_spec(&json!({"holderIdentity": "other"})), false),
+        ] {
+            let taken = claim(&Arc::new(Mutex::new(lease.clone()))).take().await.unwrap();
+            assert_eq!(taken.is_some(), want, "{lease}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_has_run_out_when_it_was_not_seen_to_change_whatever_the_clock_it_is_renewed_by() {
+        for hours in [-1, 0, 1] {
+            let there = Arc::new(Mutex::new(Value::Null));
+            let mut claim = claim(&there);
+            let clock = Timestamp::now() + SignedDuration::from_hours(hours);
+            for renewal in 0..6 {
+                *there.lock().unwrap() = renewed("other", clock + SignedDuration::from_secs(10 * renewal));
+                for _ in 0..2 {
+                    assert!(claim.take().await.unwrap().is_none(), "{hours} {renewal}");
+                    advance(Duration::from_secs(5)).await;
+                }
+            }
+            // It was renewed 10 s ago for the last time.
+            advance(Duration::from_millis(4900)).await;
+            assert!(claim.take().await.unwrap().is_none(), "{hours}");
+            advance(Duration::from_millis(100)).await;
+            assert!(claim.take().await.unwrap().is_some(), "{hours}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_runs_out_after_the_time_that_it_tells() {
+        for (spec, seconds) in [
+            (json!({"holderIdentity": "other", "leaseDurationSeconds": 60, "renewTime": "2026-01-01T00:00:00.000000Z"}), 60),
+            (json!({"holderIdentity": "other", "leaseDurationSeconds": 15}), 15),
+            (json!({"holderIdentity": "other"}), 15),
+        ] {
+            let mut claim = claim(&Arc::new(Mutex::new(with_spec(&spec))));
+            for want in [false, false, true] {
+                assert_eq!(claim.take().await.unwrap().is_some(), want, "{spec}");
+                advance(Duration::from_secs(seconds) / 2).await;
+            }
+        }
+    }
+
     type Server = Handle<Request<Body>, Response<Body>>;
 
     async fn answer(server: &mut Server, status: u16, lease: &Value) -> Method {
@@ -197,14 +293,22 @@ mod tests {
     }
 
     fn lease(holder: &str) -> Value {
+        renewed(holder, Timestamp::now())
+    }
+
+    fn renewed(holder: &str, at: Timestamp) -> Value {
+        with_spec(&json!({"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": format!("{at:.6}")}))
+    }
+
+    fn with_spec(spec: &Value) -> Value {
         json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "lease", "resourceVersion": "1"},
-               "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": format!("{:.6}", Timestamp::now())}})
+               "spec": spec})
     }
 
     async fn taken() -> (Lock, Server) {
         let (service, mut server) = pair();
         let leases = Api::namespaced(Client::new(service, "vela-system"), "vela-system");
-        let taking = tokio::spawn(async move { Lock::take(leases, "lease", "me").await });
+        let taking = tokio::spawn(async move { Claim::new(leases, "lease", "me").take().await });
         answer(&mut server, 200, &lease("")).await;
         assert_eq!(answer(&mut server, 200, &lease("me")).await, Method::PUT);
         (taking.await.unwrap().unwrap().unwrap(), server)

@@ -10,10 +10,10 @@ use futures::try_join;
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Failure, Kind, Result};
-use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::{Gateway, OldPods};
 use crate::hub::progress::Progress;
+use crate::hub::{self, Hub};
 use crate::lock::holder_name;
 use crate::model::aliases::{HostAliases, Leads, Wanted};
 use crate::model::entries::{Entries, HUB_NAMESPACE, Led, Needs};
@@ -220,6 +220,7 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
     let mut seen = gateway.see().await?;
     let hosts = change.hosts(&seen.aliases);
     let (start, mut differed) = (Instant::now(), false);
+    let mut claim = hub.claim_gateway(&holder);
     let lock = loop {
         let services = if by_services && !change.regions.is_empty() { Some(hub.entries().await?) } else { None };
         let is_there = |leading: Leading| change.applied_to(&seen.aliases, &[], &leading) == seen.aliases;
@@ -234,7 +235,7 @@ pub async fn roll(hub: &Hub, gateway: &Gateway, progress: &Progress, mut change:
         }
         // Also where all is written: whoever was to see old pods out may have died.
         if !applied || seen.hands_over() {
-            if let Some(lock) = hub.lock_gateway(&holder).await? {
+            if let Some(lock) = hub::take(&mut claim).await? {
                 break lock;
             }
             if !applied {

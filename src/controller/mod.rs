@@ -37,10 +37,10 @@ use self::metrics::Metrics;
 use self::nodes::{Entrance, Entrances, Nodes, Silences};
 use crate::endpoints::{self, Endpoints, Health};
 use crate::error::{Failure, Kind, Result};
-use crate::hub::Hub;
 use crate::hub::clusters::JoinedCluster;
 use crate::hub::gateway::Gateway;
 use crate::hub::progress::Progress;
+use crate::hub::{self, Hub};
 use crate::lock::{Lock, holder_name};
 use crate::looking;
 use crate::model::checkup::Subject;
@@ -85,10 +85,11 @@ pub async fn run(args: ControllerArgs, hub: &Hub, stop: impl Future<Output = ()>
 
     let holder = holder_name()?;
     let controller = Controller { hub, holder: &holder, health, metrics, still: Still::default(), credentials: Mutex::default() };
+    let mut claim = hub.claim_controller(&holder);
     let mut stop = pin!(stop);
     loop {
         controller.health.turn();
-        match hub.lock_controller(&holder).await {
+        match hub::take(&mut claim).await {
             Ok(Some(lock)) => {
                 let stopped = controller.lead(&lock, stop.as_mut()).await;
                 controller.metrics.leads(false);

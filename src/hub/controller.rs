@@ -1,14 +1,13 @@
 //! What the controller keeps on the hub: the Lease by which one writes, and a ConfigMap with what it can't mend.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource as _};
 use serde_json::json;
 
 use super::{Hub, call};
 use crate::error::Result;
-use crate::lock::Lock;
+use crate::lock::Claim;
 use crate::model::drift::Told;
 use crate::model::names::{CONTROLLER, MANAGER, NAMESPACE};
 use crate::model::observed::SeenController;
@@ -17,10 +16,9 @@ use crate::model::observed::SeenController;
 const PROBLEMS: &str = "problems";
 
 impl Hub {
-    /// The right to mend, unless another controller has it.
-    pub async fn lock_controller(&self, holder: &str) -> Result<Option<Lock>> {
-        let leases: Api<Lease> = Api::namespaced(self.client(), NAMESPACE);
-        call(&format!("take Lease {NAMESPACE}/{CONTROLLER}"), Lock::take(leases, CONTROLLER, holder)).await
+    /// A claim to the right to mend, which one controller has.
+    pub fn claim_controller(&self, holder: &str) -> Claim {
+        Claim::new(Api::namespaced(self.client(), NAMESPACE), CONTROLLER, holder)
     }
 
     /// The controller, if the addon has one.

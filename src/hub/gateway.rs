@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
@@ -17,7 +16,7 @@ use tokio::time::sleep;
 use super::progress::Progress;
 use super::{Hub, Turns, answer, call, explain, gone_is_fine};
 use crate::error::{Failure, Kind, Result};
-use crate::lock::Lock;
+use crate::lock::Claim;
 use crate::model::aliases::HostAliases;
 use crate::model::drift::{Standing, last_writer};
 use crate::model::entries::Entries;
@@ -87,10 +86,9 @@ impl Seen {
 }
 
 impl Hub {
-    /// The right to change the gateway, unless somebody else has it: one run changes it for itself and for those that wait.
-    pub async fn lock_gateway(&self, holder: &str) -> Result<Option<Lock>> {
-        let leases: Api<Lease> = Api::namespaced(self.client(), NAMESPACE);
-        call(&format!("take Lease {NAMESPACE}/{LOCK}"), Lock::take(leases, LOCK, holder)).await
+    /// A claim to the right to change the gateway: one run changes it for itself and for those that wait.
+    pub fn claim_gateway(&self, holder: &str) -> Claim {
+        Claim::new(Api::namespaced(self.client(), NAMESPACE), LOCK, holder)
     }
 
     /// Finds the gateway, or takes the Deployment of the given name beside its Service.

@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 
 use crate::connect;
 use crate::error::{Failure, Kind, Result};
+use crate::lock::{Claim, Lock};
 use crate::model::names::{ClusterName, HubId, NAMESPACE, SecretName};
 
 /// How long any single call may take before it is given up.
@@ -167,6 +168,11 @@ async fn answer<T>(what: &str, future: impl Future<Output = kube::Result<T>>) ->
             "check the hub's API server",
         )
     })
+}
+
+/// Takes the right that is claimed, unless somebody else has it.
+pub async fn take(claim: &mut Claim) -> Result<Option<Lock>> {
+    call(&format!("take Lease {NAMESPACE}/{}", claim.name()), claim.take()).await
 }
 
 /// A deletion, of which the outcome counts: whether there was anything to delete.

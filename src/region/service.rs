@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Api;
@@ -19,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::desk::{Want, Wanted};
 use super::{Region, answer, call, explain};
 use crate::error::{Failure, Kind, Result};
-use crate::lock::{Lock, holder_name};
+use crate::lock::{Claim, Lock, holder_name};
 use crate::model::drift::last_writer;
 use crate::model::names::{ClusterName, KIND, MANAGER, NAMESPACE};
 use crate::model::nodes::{EntryNode, of_load_balancer};
@@ -33,7 +32,8 @@ const ATTEMPTS: usize = 50;
 /// The Lease of those that write the Service: of two writes at a time one loses, and Kubernetes (1.34) goes on for minutes to hold the node
 /// port that it asked for.
 const LOCK: &str = "xregion-service";
-/// How long one waits for it. After that the Service is written all the same: its `resourceVersion` keeps it whole.
+/// How long one waits for it: longer than it takes to run out where its holder has died. After that the Service is written all the
+/// same: its `resourceVersion` keeps it whole.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long the hub's DNS may take.
@@ -352,20 +352,26 @@ impl Region {
     }
 
     async fn lock(&self) -> Option<Lock> {
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let start = Instant::now();
-        let why = loop {
-            let what = format!("take Lease {NAMESPACE}/{LOCK}");
-            let taken = async { call(&self.name, &what, Lock::take(leases.clone(), LOCK, &holder_name()?)).await }.await;
-            match taken {
-                Ok(Some(lock)) => return Some(lock),
-                Ok(None) if start.elapsed() > PATIENCE => break "somebody else has had it all the time".to_owned(),
-                Ok(None) => sleep(ASK_EVERY).await,
-                Err(failure) => break failure.to_string(),
-            }
+        let why = match self.take_lease().await {
+            Ok(Some(lock)) => return Some(lock),
+            Ok(None) => "somebody else has had it all the time".to_owned(),
+            Err(failure) => failure.to_string(),
         };
         tracing::warn!(region = %self.name, %why, "the Service is written without its Lease");
         None
+    }
+
+    /// Takes the Lease, unless somebody else has it all the time.
+    async fn take_lease(&self) -> Result<Option<Lock>> {
+        let mut claim = Claim::new(Api::namespaced(self.client.clone(), NAMESPACE), LOCK, &holder_name()?);
+        let (start, what) = (Instant::now(), format!("take Lease {NAMESPACE}/{LOCK}"));
+        loop {
+            let taken = call(&self.name, &what, claim.take()).await?;
+            if taken.is_some() || start.elapsed() > PATIENCE {
+                return Ok(taken);
+            }
+            sleep(ASK_EVERY).await;
+        }
     }
 
     async fn create_service(&self, called: &str, ports: &[Value]) -> Result<Write> {

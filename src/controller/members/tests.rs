@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tower_test::mock::{Handle, pair};
 
 use super::*;
+use crate::lock::Claim;
 use crate::model::members::{APPLIED, FINALIZER, HOLDS, KIND_MEMBER, MESSAGE, PARAMETERS, SEEN, STATE};
 use crate::model::names::KIND;
 
@@ -79,7 +80,7 @@ async fn rounds_with(count: usize, members: Vec<Value>, joined: Vec<Value>, wron
     let server = tokio::spawn(serve(handle, members, joined));
     let hub = Hub::mocked(Client::new(service, "vela-system"));
     let leases = Api::namespaced(hub.client(), "vela-system");
-    let lock = Lock::take(leases, "lease", "me").await.unwrap().unwrap();
+    let lock = Claim::new(leases, "lease", "me").take().await.unwrap().unwrap();
     let still = Still::default();
     let answers = Answers::new(&hub);
     wrong.into_iter().for_each(|wrong| answers.note(&"a".parse().unwrap(), wrong));

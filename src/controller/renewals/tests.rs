@@ -21,6 +21,7 @@ use super::super::metrics::Metrics;
 use super::*;
 use crate::endpoints::Health;
 use crate::hub::Hub;
+use crate::lock::Claim;
 use crate::model::drift::Trouble;
 use crate::model::members::{APPLIED, HOLDS, MESSAGE, PARAMETERS, SEEN};
 use crate::model::nodes::EntryNode;
@@ -306,7 +307,8 @@ impl Scene {
         let region = SeenRegion { name: name("east"), inside: Ok(Inside { nodes: vec![node], ..inside(1, vec![]) }) };
         let gateway = Err(Failure::new(Kind::GatewayMissing, "none", "none"));
         let seen = Seen { secrets, records, regions: vec![region], services: Ok(None), gateway };
-        let lock = Lock::take(Api::namespaced(self.hub.client(), "vela-system"), "lease", "me").await.unwrap().unwrap();
+        let leases = Api::namespaced(self.hub.client(), "vela-system");
+        let lock = Claim::new(leases, "lease", "me").take().await.unwrap().unwrap();
         controller.renew_due(&lock, &seen, &mut self.renewing, Timestamp::now() + skew).await;
         lock.release().await;
         controller.credential_troubles()

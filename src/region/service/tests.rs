@@ -219,13 +219,14 @@ async fn a_node_port_that_the_proxy_cluster_does_not_have_is_told_as_that() {
     assert!(failure.cause().contains("31000-32767"), "{failure}");
 }
 
+fn lease(holder: &str) -> Value {
+    json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LOCK, "resourceVersion": "1"},
+           "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": format!("{:.6}", jiff::Timestamp::now())}})
+}
+
 #[tokio::test]
 async fn a_run_waits_for_another_that_writes_the_service() {
     let (service_, handle) = mock::pair::<Request<Body>, Response<Body>>();
-    let lease = |holder: &str| {
-        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LOCK, "resourceVersion": "1"},
-               "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15, "renewTime": format!("{:.6}", jiff::Timestamp::now())}})
-    };
     let other = ports::entry("b", Ports { listen: 8000, node: 30000 });
     let answers = vec![
         (Method::GET, 200, service("1", &[])),
@@ -235,6 +236,21 @@ async fn a_run_waits_for_another_that_writes_the_service() {
     let server = tokio::spawn(serve(handle, answers, vec![lease("other"), lease("other"), lease("")]));
     let ports = region(service_).take_ports("a", None).await;
     assert_eq!(ports.unwrap().node, 30001, "read before it had the right, the Service had room for it at 30000");
+    server.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_waits_until_the_lease_of_one_that_died_has_run_out() {
+    let (transport, handle) = mock::pair::<Request<Body>, Response<Body>>();
+    let there = || (Method::GET, 200, service("1", &[]));
+    let answers = vec![there(), there(), (Method::PATCH, 200, service("2", &[]))];
+    let server = tokio::spawn(serve(handle, answers, vec![lease("other"); 1000]));
+    let region = Region { name: "of-the-dead".parse().unwrap(), ..region(transport) };
+    let start = Instant::now();
+    assert_eq!(region.take_ports("a", None).await.unwrap().node, 30000);
+    let seconds = start.elapsed().as_secs();
+    assert!((15..PATIENCE.as_secs()).contains(&seconds), "{seconds}");
+    drop(region);
     server.await.unwrap();
 }
 
