@@ -1,6 +1,7 @@
 //! What the tests stand on: one lab with the addon enabled and both regions placed, made by whichever test is first.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -363,7 +364,8 @@ impl Watch {
 
     /// Something else that stays open and prints what comes.
     pub fn of(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // A group of its own, which ends as a whole: what is asked may be asked by another program.
+        let mut child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
         Self { child, lines }
     }
@@ -406,7 +408,8 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         // It may have ended.
-        let _ = self.child.kill();
+        let _ =
+            nix::sys::signal::killpg(nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap()), nix::sys::signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
