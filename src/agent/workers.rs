@@ -49,7 +49,7 @@ pub fn draining(master: u32) -> Vec<Worker> {
 ///
 /// SIGTERM ends a worker at once, also one that is shutting down, and its master starts none in its place
 /// (<https://nginx.org/en/docs/control.html>). What it carried is in no access log then.
-pub fn end_oldest(master: u32, most: usize) {
+pub(super) fn end_oldest(master: u32, most: usize) {
     let draining = draining(master);
     let old = draining.len();
     let surplus = surplus(draining, most);
