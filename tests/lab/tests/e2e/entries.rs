@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use serde_json::json;
 use xregion_lab::Lab;
 use xregion_lab::load::Load;
-use xregion_lab::site::ENTRIES;
+use xregion_lab::site::{ENTRIES, NAMESPACE};
 
 use super::fixture::{Controller, Duration, eventually, is_there, joined, lab, through_gateway};
 use super::laptop::run;
@@ -93,19 +94,25 @@ fn c_names_are_led_to_nodes_and_back_without_a_failed_request() {
     let lab = joined();
     let controller = Controller::enable();
     let load = Load::start(lab, &["business-a", "proxy-west"]).unwrap();
-    for (lead_to, services) in [("nodes", false), ("services", true)] {
-        let parameter = format!("hostAliases={lead_to}");
-        lab.vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &parameter]).unwrap();
-        eventually(lead_to, || {
-            anyhow::ensure!(names_lead_to_services(lab)? == services, "{:?}", lab.gateway_addresses()?);
-            Ok(())
-        });
+    for to in ["nodes", "services"] {
+        lead(to);
         is_there("business-a");
     }
     let outcome = load.stop().unwrap();
     assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
     assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
     drop(controller);
+}
+
+/// Enables the addon with host aliases that lead there.
+fn lead(host_aliases: &str) {
+    let parameter = format!("hostAliases={host_aliases}");
+    lab().vela(&["addon", "upgrade", "xregion", "-y", "controller.enabled=true", &parameter]).unwrap();
+    eventually(host_aliases, || {
+        let addresses = lab().gateway_addresses()?;
+        anyhow::ensure!(names_lead_to_services(lab())? == (host_aliases == "services"), "{addresses:?}");
+        Ok(())
+    });
 }
 
 /// Which cuts off every region, and is mended as addon/README.md says.
@@ -123,5 +130,50 @@ fn d_namespace_of_the_services_is_deleted_and_comes_back_with_the_addon() {
     });
     eventually("the cluster", || through_gateway(lab, "business-a", "/version"));
     is_there("business-a");
+    drop(controller);
+}
+
+/// As when a cloud replaces a machine: Kubernetes forgets it, and another one comes.
+#[test]
+#[ignore = "make test-faults"]
+fn e_names_that_lead_to_nodes_follow_one_that_is_replaced_in_a_rollout_each() {
+    let lab = joined();
+    let controller = Controller::enable();
+    let region = lab.cluster(REGION).unwrap();
+    let node = region.nodes.iter().find(|node| node.place != region.home).unwrap();
+    let (name, address) = (&node.place.name, node.internal_ip.to_string());
+    lead("nodes");
+    let load = Load::start(lab, &["proxy-west"]).unwrap();
+    let revision = lab.gateway_revision().unwrap();
+    let led_there = |want: bool| {
+        eventually(&format!("names that lead to {address}: {want}"), || {
+            let addresses = lab.gateway_addresses()?;
+            anyhow::ensure!(addresses.contains(&address) == want, "{addresses:?}");
+            Ok(())
+        });
+        is_there("business-a");
+    };
+    led_there(true);
+    lab.kill_node(name).unwrap();
+    lab.kubectl(REGION, &["delete", "node", name]).unwrap();
+    let gone = catch_unwind(AssertUnwindSafe(|| led_there(false)));
+    let cidr = node.pod_cidr();
+    lab.apply(
+        REGION,
+        &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}),
+    )
+    .unwrap();
+    lab.start_node(name).unwrap();
+    gone.unwrap();
+    // Both proxies are on the node that stayed.
+    for verb in ["restart", "status"] {
+        lab.kubectl(REGION, &["rollout", verb, "deployment", "xregion-proxy", "-n", NAMESPACE]).unwrap();
+    }
+    led_there(true);
+    assert_eq!(lab.gateway_revision().unwrap() - revision, 2, "one rollout each");
+    let outcome = load.stop().unwrap();
+    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    lead("services");
     drop(controller);
 }
