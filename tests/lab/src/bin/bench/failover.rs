@@ -314,7 +314,7 @@ fn enter_by_first(lab: &Lab, cluster: &str, nodes: Nodes<'_>) -> Result<()> {
 }
 
 /// Sees to it that the gateway's connections to the cluster go over this node: an event elsewhere would prove nothing. Whoever has them is
-/// killed, and they are made anew over the other.
+/// deleted, and they are made anew over the other.
 fn carry_over(lab: &Lab, cluster: &str, node: &str) -> Result<()> {
     wait::until(&format!("connections over {node}"), READY, || {
         let path = "jsonpath={range .items[*]}{.spec.nodeName} {.metadata.name}{\"\\n\"}{end}";
@@ -331,7 +331,9 @@ fn carry_over(lab: &Lab, cluster: &str, node: &str) -> Result<()> {
         if elsewhere.is_empty() && here > 0 {
             return Ok(());
         }
-        elsewhere.iter().try_for_each(|proxy| lab.kill_proxy(proxy))?;
+        // Not killed: a container that was killed again and again is made to wait for minutes.
+        let delete = |proxy: &&str| kubectl(lab, &["delete", "pod", proxy, "-n", NAMESPACE, "--force", "--grace-period=0"]);
+        elsewhere.iter().try_for_each(delete)?;
         kubectl(lab, &[&["rollout", "status", "--timeout=60s"], DEPLOYMENT].concat())?;
         bail!("{here} are, and {} proxies elsewhere have some", elsewhere.len())
     })?;
