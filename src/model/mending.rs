@@ -53,6 +53,13 @@ struct Past {
     rests: Timestamp,
 }
 
+impl Past {
+    /// Whether other nodes came since its names were led to some: nobody undid anything then.
+    fn moves(&self, repair: &Repair) -> bool {
+        matches!(repair, Repair::Addresses { way, .. } if self.led.as_ref().is_some_and(|led| *led != way.nodes))
+    }
+}
+
 impl Mending {
     /// What becomes of what was found in a look.
     pub fn judge(&mut self, found: &[Repair], now: Timestamp) -> Vec<Verdict> {
@@ -70,10 +77,13 @@ impl Mending {
             let past = self.past.entry(repair.subject()).or_insert(fresh);
             past.out = now;
             past.stopped |= past.repairs.iter().filter(|at| now.duration_since(**at) < SPAN).count() >= TIMES;
-            match past.stopped {
-                true => Verdict::Stop,
-                false if self.last.contains(repair) && past.rests.max(past.follows) <= now => Verdict::Mend,
-                false => Verdict::Wait,
+            let seen_twice = self.last.contains(repair) && past.rests <= now;
+            match past.moves(repair) {
+                // Whatever else of the region was put back too often, and as often as a gateway may be rolled for it.
+                true if seen_twice && past.follows <= now => Verdict::Mend,
+                false if past.stopped => Verdict::Stop,
+                false if seen_twice => Verdict::Mend,
+                _ => Verdict::Wait,
             }
         });
         let judged = judged.collect();
@@ -92,15 +102,13 @@ impl Mending {
     pub fn mended(&mut self, repair: &Repair, now: Timestamp) {
         let subject = repair.subject();
         if let Some(past) = self.past.get_mut(&subject) {
-            // Where other nodes came, nobody undid anything.
-            let undone = match repair {
-                Repair::Addresses { way, .. } => past.led.replace(way.nodes.clone()).as_ref() == Some(&way.nodes),
-                _ => true,
-            };
-            if undone {
-                past.repairs.push(now);
-            } else {
+            if past.moves(repair) {
                 past.follows = now + FOLLOW_EVERY;
+            } else {
+                past.repairs.push(now);
+            }
+            if let Repair::Addresses { way, .. } = repair {
+                past.led = Some(way.nodes.clone());
             }
             (past.failed, past.pause, past.rests) = (None, SignedDuration::ZERO, now);
         }
@@ -256,9 +264,9 @@ mod tests {
         let cases: [(&str, &[u8], Verdict); 5] = [
             ("nodes are replaced one by one", &[1, 2, 3, 4, 5, 6], Verdict::Mend),
             ("they go and come back", &[1, 2, 1, 2, 1, 2], Verdict::Mend),
-            ("reverted twice", &[1, 1, 1, 2, 3], Verdict::Mend),
-            ("reverted three times, and differ again", &[1, 1, 1, 1, 1], Verdict::Stop),
-            ("reverted three times, while nodes change", &[1, 1, 2, 2, 3, 3, 3], Verdict::Stop),
+            ("reverted twice", &[1, 1, 2, 3, 4], Verdict::Mend),
+            ("reverted three times, and differ again", &[1, 1, 1, 1], Verdict::Stop),
+            ("reverted three times, while nodes change", &[1, 1, 2, 2, 2], Verdict::Stop),
         ];
         for (what, nodes, last) in cases {
             let mut mending = Mending::default();
@@ -273,11 +281,25 @@ mod tests {
     fn a_node_that_comes_and_goes_moves_names_twice_a_minute_at_most() {
         let mut mending = Mending::default();
         assert_eq!(drift(&mut mending, &east(1), 0), Verdict::Mend);
-        assert_eq!(drift(&mut mending, &east(2), 15), Verdict::Wait);
-        assert_eq!(drift(&mut mending, &east(2), 30), Verdict::Mend);
-        // Who reverts it is not waited for.
-        assert_eq!(drift(&mut mending, &east(2), 70), Verdict::Mend);
-        assert_eq!(drift(&mut mending, &east(2), 85), Verdict::Mend);
+        assert_eq!(drift(&mut mending, &east(2), 15), Verdict::Mend);
+        assert_eq!(drift(&mut mending, &east(3), 30), Verdict::Wait);
+        // Nothing else waits for that, nor who reverts what is there.
+        let service = Repair::Service { region: "east".parse().unwrap() };
+        assert_eq!(drift(&mut mending, &service, 35), Verdict::Mend);
+        assert_eq!(drift(&mut mending, &east(2), 40), Verdict::Mend);
+        assert_eq!(drift(&mut mending, &east(3), 50), Verdict::Mend);
+    }
+
+    #[test]
+    fn names_follow_nodes_of_a_region_whose_service_is_left_alone() {
+        let mut mending = Mending::default();
+        let service = Repair::Service { region: "east".parse().unwrap() };
+        drift(&mut mending, &east(1), 0);
+        drift(&mut mending, &service, 60);
+        drift(&mut mending, &service, 120);
+        assert_eq!(drift(&mut mending, &service, 180), Verdict::Stop);
+        assert_eq!(drift(&mut mending, &east(1), 200), Verdict::Stop);
+        assert_eq!(drift(&mut mending, &east(2), 220), Verdict::Mend);
     }
 
     #[test]
