@@ -82,7 +82,11 @@ impl Claim {
 
     /// Whether the Lease is free, ours or has run out; what was found of somebody else is kept in mind.
     fn may_take(&mut self, found: Option<&Lease>) -> bool {
-        let Some(record) = of_another(found, &self.holder) else { return true };
+        let Some(record) = of_another(found, &self.holder) else {
+            // The same record again would be a new one.
+            self.seen = None;
+            return true;
+        };
         if let Some((seen, since)) = &self.seen
             && seen == record
         {
@@ -267,6 +271,19 @@ mod tests {
             advance(Duration::from_millis(100)).await;
             assert!(claim.take().await.unwrap().is_some(), "{hours}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_comes_again_is_counted_anew() {
+        let fixed = with_spec(&json!({"holderIdentity": "other", "leaseDurationSeconds": 15}));
+        let there = Arc::new(Mutex::new(fixed.clone()));
+        let mut claim = claim(&there);
+        assert!(claim.take().await.unwrap().is_none());
+        *there.lock().unwrap() = lease("");
+        drop(claim.take().await.unwrap().unwrap());
+        advance(Duration::from_secs(3600)).await;
+        *there.lock().unwrap() = fixed;
+        assert!(claim.take().await.unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
