@@ -62,7 +62,7 @@ dist/faults/xregion: Cargo.toml Cargo.lock $(shell find src -name '*.rs')
 	cargo build --locked -p xregion --features faults --bin xregion
 	mkdir -p $(@D) && cp $(CARGO_TARGET_DIR)/debug/xregion $@
 
-test-faults: image addon faults ## the end-to-end tests that make test has no time for, every kill point among them (as root, about 100 minutes)
+test-faults: image addon faults ## the end-to-end tests that make test has no time for, every kill point among them (as root, about 110 minutes)
 	cargo test --locked -p xregion-lab --test e2e -- --test-threads=1 --nocapture --ignored
 	cargo test --locked -p xregion-lab --test down -- --ignored
 

@@ -14,7 +14,7 @@ use crate::dns::{self, Resolver};
 use crate::node::Worker;
 use crate::process::Daemon;
 use crate::topology::{Bridge, Cluster, Link, Node, Place, Region};
-use crate::{Lab, inside, net, teardown, wait};
+use crate::{Lab, inside, net, policies, teardown, wait};
 
 const NODE_GONE: Duration = Duration::from_secs(60);
 
@@ -155,6 +155,7 @@ impl Lab {
                 set_blackhole(place, false)?;
                 place.links.iter().try_for_each(|link| net::set_cable(link, true))?;
             }
+            cluster.nodes.iter().try_for_each(|node| policies::end(self, &node.place.name))?;
         }
         self.reset_names()
     }

@@ -5,14 +5,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 
 use crate::process::Daemon;
-use crate::{Lab, net, state};
+use crate::{Lab, net, state, wait};
 
 const PART: &str = "network-policies";
 /// The kernel's number of the queue by which the engine gets packets.
 const QUEUE: u16 = 100;
 const READY: Duration = Duration::from_secs(20);
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// They are enforced until this is dropped.
 #[derive(Debug)]
@@ -52,12 +54,23 @@ fn listens(daemon: &Daemon<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Enforces none any more at a node, also what a run that was killed has left.
+pub(crate) fn end(lab: &Lab, node: &str) -> Result<()> {
+    net::set_queue(node, QUEUE, false)?;
+    let daemon = Daemon::new(lab.state(), node, PART);
+    if let Some(engine) = daemon.running() {
+        // Asked to end, it takes its own rules along, which a kernel with nftables' queue has.
+        engine.signal(Signal::SIGTERM)?;
+        let ended = wait::until_true("the end of an engine of policies", GOODBYE, || !engine.alive());
+        ended.unwrap_or_else(|error| tracing::warn!("{error:#}"));
+    }
+    daemon.kill()
+}
+
 impl Enforced<'_> {
     fn end(&self) -> Result<()> {
-        self.nodes.iter().try_for_each(|node| {
-            net::set_queue(node, QUEUE, false)?;
-            Daemon::new(self.lab.state(), node, PART).kill()
-        })
+        let ended: Vec<_> = self.nodes.iter().map(|node| end(self.lab, node)).collect();
+        ended.into_iter().collect()
     }
 }
 

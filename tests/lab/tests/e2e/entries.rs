@@ -142,38 +142,41 @@ fn e_names_that_lead_to_nodes_follow_one_that_is_replaced_in_a_rollout_each() {
     let region = lab.cluster(REGION).unwrap();
     let node = region.nodes.iter().find(|node| node.place != region.home).unwrap();
     let (name, address) = (&node.place.name, node.internal_ip.to_string());
-    lead("nodes");
-    let load = Load::start(lab, &["proxy-west"]).unwrap();
-    let revision = lab.gateway_revision().unwrap();
-    let led_there = |want: bool| {
-        eventually(&format!("names that lead to {address}: {want}"), || {
-            let addresses = lab.gateway_addresses()?;
-            anyhow::ensure!(addresses.contains(&address) == want, "{addresses:?}");
-            Ok(())
-        });
-        is_there("business-a");
-    };
-    led_there(true);
-    lab.kill_node(name).unwrap();
-    lab.kubectl(REGION, &["delete", "node", name]).unwrap();
-    let gone = catch_unwind(AssertUnwindSafe(|| led_there(false)));
-    let cidr = node.pod_cidr();
-    lab.apply(
-        REGION,
-        &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}),
-    )
-    .unwrap();
-    lab.start_node(name).unwrap();
-    gone.unwrap();
-    // Both proxies are on the node that stayed.
-    for verb in ["restart", "status"] {
-        lab.kubectl(REGION, &["rollout", verb, "deployment", "xregion-proxy", "-n", NAMESPACE]).unwrap();
-    }
-    led_there(true);
-    assert_eq!(lab.gateway_revision().unwrap() - revision, 2, "one rollout each");
-    let outcome = load.stop().unwrap();
-    assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
-    assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        lead("nodes");
+        let load = Load::start(lab, &["proxy-west"]).unwrap();
+        let revision = lab.gateway_revision().unwrap();
+        let led_there = |want: bool| {
+            eventually(&format!("names that lead to {address}: {want}"), || {
+                let addresses = lab.gateway_addresses()?;
+                anyhow::ensure!(addresses.contains(&address) == want, "{addresses:?}");
+                Ok(())
+            });
+            is_there("business-a");
+        };
+        led_there(true);
+        lab.kill_node(name).unwrap();
+        lab.kubectl(REGION, &["delete", "node", name]).unwrap();
+        let gone = catch_unwind(AssertUnwindSafe(|| led_there(false)));
+        let cidr = node.pod_cidr();
+        lab.apply(
+            REGION,
+            &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}),
+        )
+        .unwrap();
+        lab.start_node(name).unwrap();
+        gone.unwrap();
+        // Both proxies are on the node that stayed.
+        for verb in ["restart", "status"] {
+            lab.kubectl(REGION, &["rollout", verb, "deployment", "xregion-proxy", "-n", NAMESPACE]).unwrap();
+        }
+        led_there(true);
+        assert_eq!(lab.gateway_revision().unwrap() - revision, 2, "one rollout each");
+        let outcome = load.stop().unwrap();
+        assert!(outcome.requests > 100, "{} requests prove nothing", outcome.requests);
+        assert!(outcome.failures.is_empty(), "of {} requests: {:?}", outcome.requests, outcome.failures);
+    }));
     lead("services");
+    checked.unwrap();
     drop(controller);
 }

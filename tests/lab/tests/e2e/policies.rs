@@ -1,6 +1,7 @@
 //! NetworkPolicies of proxies, where the network enforces them: packets from and to everywhere.
 
 use std::net::{IpAddr, SocketAddr};
+use std::panic::catch_unwind;
 
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UdpSocket};
@@ -146,13 +147,17 @@ fn b_policy_lets_through_what_its_region_names_and_nothing_else() {
         "sourceRanges": [hub],
         "upstreams": {"allow": [upstreams]},
     });
-    region(REGION, &named);
-    // What the agent enforces by itself ends a connection, and leaves none unanswered.
-    stopped(0);
-    let enforced = enforced();
-    stopped(5);
-    is_there("business-a");
+    let checked = catch_unwind(|| {
+        region(REGION, &named);
+        // What the agent enforces by itself ends a connection, and leaves none unanswered.
+        stopped(0);
+        let enforced = enforced();
+        stopped(5);
+        is_there("business-a");
+        enforced
+    });
     region(REGION, &json!({}));
+    let enforced = checked.unwrap();
     stopped(0);
     drop(enforced);
 }
