@@ -77,13 +77,15 @@ impl Mending {
             let past = self.past.entry(repair.subject()).or_insert(fresh);
             past.out = now;
             past.stopped |= past.repairs.iter().filter(|at| now.duration_since(**at) < SPAN).count() >= TIMES;
-            let seen_twice = self.last.contains(repair) && past.rests <= now;
-            match past.moves(repair) {
-                // Whatever else of the region was put back too often, and as often as a gateway may be rolled for it.
-                true if seen_twice && past.follows <= now => Verdict::Mend,
-                false if past.stopped => Verdict::Stop,
-                false if seen_twice => Verdict::Mend,
-                _ => Verdict::Wait,
+            // Nodes that come and go are followed whatever else of the region was put back too often, and as often as a gateway may be rolled.
+            let moves = past.moves(repair);
+            let rests = if moves { past.rests.max(past.follows) } else { past.rests };
+            if past.stopped && !moves {
+                Verdict::Stop
+            } else if self.last.contains(repair) && rests <= now {
+                Verdict::Mend
+            } else {
+                Verdict::Wait
             }
         });
         let judged = judged.collect();
