@@ -7,6 +7,7 @@ use serde_json::json;
 use xregion_lab::Lab;
 use xregion_lab::load::Load;
 use xregion_lab::site::{ENTRIES, NAMESPACE};
+use xregion_lab::topology::Node;
 
 use super::fixture::{Controller, Duration, eventually, is_there, joined, lab, through_gateway};
 use super::laptop::run;
@@ -14,6 +15,12 @@ use super::laptop::run;
 const REGION: &str = "proxy-east";
 /// What a node that is cut off may cost: a connection is given up after 8 s.
 const BOUND: Duration = Duration::from_secs(10);
+
+/// The node that may be lost: the first carries the region's API server.
+fn second_node() -> Node {
+    let region = lab().cluster(REGION).unwrap();
+    region.nodes.into_iter().find(|node| node.place != region.home).unwrap()
+}
 
 fn nodes() -> anyhow::Result<BTreeSet<String>> {
     Ok(lab().entry_nodes(REGION)?.into_iter().collect())
@@ -39,8 +46,7 @@ fn names_lead_to_services(lab: &Lab) -> anyhow::Result<bool> {
 fn a_node_that_is_cut_off_costs_seconds_and_no_rollout() {
     let lab = joined();
     let controller = Controller::enable();
-    let region = lab.cluster(REGION).unwrap();
-    let node = &region.nodes.iter().find(|node| node.place != region.home).unwrap().place.name;
+    let node = &second_node().place.name;
     lead_to(2);
     let revision = lab.gateway_revision().unwrap();
     let load = Load::start(lab, &["business-a", "proxy-west"]).unwrap();
@@ -139,8 +145,7 @@ fn d_namespace_of_the_services_is_deleted_and_comes_back_with_the_addon() {
 fn e_names_that_lead_to_nodes_follow_one_that_is_replaced_in_a_rollout_each() {
     let lab = joined();
     let controller = Controller::enable();
-    let region = lab.cluster(REGION).unwrap();
-    let node = region.nodes.iter().find(|node| node.place != region.home).unwrap();
+    let node = second_node();
     let (name, address) = (&node.place.name, node.internal_ip.to_string());
     let checked = catch_unwind(AssertUnwindSafe(|| {
         lead("nodes");

@@ -145,8 +145,7 @@ fn watch(cluster: &str, kubeconfig: &Path) -> Watch {
 #[ignore = "make test-faults"]
 fn b_watches_live_on_while_other_routes_come_and_go() {
     let lab = joined();
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), lab.user_kubeconfig("business-a").unwrap()).unwrap();
+    let config = kubeconfig_file("business-a");
     let mut open = watch("business-a", config.path());
     let spec = fresh(177);
     join_all(&[(&spec, json!({}))]);
@@ -326,8 +325,7 @@ impl Sessions {
 #[ignore = "make test-faults"]
 fn e_what_kubectl_has_open_lives_on_while_routes_change_until_the_bound() {
     let lab = joined();
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), lab.user_kubeconfig("business-a").unwrap()).unwrap();
+    let config = kubeconfig_file("business-a");
     furnish("business-a");
     let mut sessions = Sessions::open("business-a", config.path(), "opened");
     let list = format!("/api/v1/namespaces/{OPEN}/configmaps?labelSelector=size%3Dlarge");
